@@ -1,0 +1,2 @@
+//! Map layouts and packet logic.
+#![no_std]

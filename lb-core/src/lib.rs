@@ -1,0 +1,2 @@
+//! Logic of the agent.
+#![forbid(unsafe_code)]

@@ -12,9 +12,8 @@ const V4_MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 ///
 /// Aligned to 4 so that the BPF back end copies words instead of bytes.
 #[repr(C, align(4))]
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[allow(clippy::derived_hash_with_manual_eq, reason = "equal words are equal octets")]
 pub struct Addr {
     octets: [u8; 16],
 }
@@ -129,6 +128,7 @@ impl Port {
 /// A MAC address.
 #[repr(C, align(2))]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[allow(clippy::derived_hash_with_manual_eq, reason = "equal words are equal octets")]
 pub struct Mac {
     octets: [u8; 6],
 }

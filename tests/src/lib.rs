@@ -1,1 +1,3 @@
-//! Lab.
+//! Packet tests of the loaded program, the network namespace lab and the scenarios run in it.
+
+pub mod packet;

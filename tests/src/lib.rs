@@ -1,3 +1,3 @@
 //! Packet tests of the loaded program, the network namespace lab and the scenarios run in it.
 
-pub mod packet;
+pub mod frames;

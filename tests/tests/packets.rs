@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use etcd_lb_tests::packet::*;
+use etcd_lb_tests::frames::*;
 use lb_common::{
     addr::{Addr, Mac, Port},
     claim::{self, State},

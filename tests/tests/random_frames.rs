@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use etcd_lb_tests::packet::*;
+use etcd_lb_tests::frames::*;
 use lb_common::{addr::Mac, counters::Counter, maps::*};
 
 const PASS: u32 = 2;

@@ -175,6 +175,7 @@ impl Lab {
         self.ip_on_bridge(&[
             "link",
             "add",
+            "name",
             name,
             "type",
             "veth",

@@ -163,7 +163,9 @@ pub fn teardown(id: &str) -> Result<()> {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(error) => bail!("cannot unmount {}: {error}", bpffs.display()),
     }
-    match fs::remove_dir_all(dir(id)) {
+    // Renamed first, so that nobody sees a lab that has lost its owner's name on the way.
+    let going = Path::new(BASE).join(format!(".{id}_gone_{}", std::process::id()));
+    match fs::rename(dir(id), &going).and_then(|()| fs::remove_dir_all(&going)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", dir(id).display()))
         }

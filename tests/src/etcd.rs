@@ -251,7 +251,7 @@ impl Member {
     ///
     /// If it does not run.
     pub fn freeze(&self) -> Result<()> {
-        self.signal(Signal::SIGSTOP)
+        self.running()?.freeze()
     }
 
     /// Lets a frozen process go on.
@@ -260,7 +260,7 @@ impl Member {
     ///
     /// If it does not run.
     pub fn thaw(&self) -> Result<()> {
-        self.signal(Signal::SIGCONT)
+        self.running()?.signal(Signal::SIGCONT)
     }
 
     /// Waits until `/health` says so, which takes a leader and a quorum.
@@ -296,8 +296,8 @@ impl Member {
         Connection::open(&self.host, self.client_address(), &self.pki, REQUEST_LIMIT)
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
-        self.process.as_ref().with_context(|| format!("{} does not run", self.name()))?.signal(signal)
+    fn running(&self) -> Result<&Process> {
+        self.process.as_ref().with_context(|| format!("{} does not run", self.name()))
     }
 
     fn command(&self) -> Command {

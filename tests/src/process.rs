@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -65,6 +65,23 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).context("process id")?;
         kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to {} ({pid})", self.name))
+    }
+
+    /// Stops it as Ctrl-Z does, and waits until every thread of it has stopped.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended, or does not stop within a second.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        eventually(Duration::from_secs(1), &format!("stop of {}", self.name), || {
+            for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+                let stat = fs::read_to_string(task?.path().join("stat"))?;
+                let (_, after_name) = stat.rsplit_once(") ").context("no state in /proc")?;
+                ensure!(after_name.starts_with('T'), "a thread runs");
+            }
+            Ok(())
+        })
     }
 
     /// Kills it as `kill -9` does, and waits until it is gone.

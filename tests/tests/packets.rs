@@ -6,7 +6,7 @@ use etcd_lb_tests::frames::*;
 use lb_common::{
     addr::{Addr, Mac, Port},
     claim::{self, State},
-    counters::{Counter, Counters, Kind},
+    counters::{Counter, Counters},
     maps::*,
     tcp::{ACK, FIN, PSH, RST, SYN},
 };
@@ -705,9 +705,19 @@ fn one_vip_with_two_services() {
 }
 
 #[test]
-fn every_drop_and_reset_has_a_name() {
+fn the_docs_have_a_row_for_each_counter() {
+    let docs = include_str!("../../docs/counters.md");
     for counter in Counter::ALL {
-        assert!(!counter.name().is_empty());
-        assert!(matches!(counter.kind(), Kind::Drop | Kind::Reset | Kind::Event));
+        assert!(
+            docs.contains(&format!("`{}`", counter.name())),
+            "docs/counters.md lacks `{}`",
+            counter.name()
+        );
+    }
+    for name in docs.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()) {
+        assert!(
+            Counter::ALL.iter().any(|counter| counter.name() == name),
+            "docs/counters.md knows `{name}` alone"
+        );
     }
 }

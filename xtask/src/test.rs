@@ -42,12 +42,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     // Scenarios run the binary, which no test target builds.
     step(&mut tally, "build", || build().map(|()| true))?;
-    let mut host = test_command(options)?;
-    host.args(["--workspace", "--exclude", "etcd-lb-tests"]);
-    tests(&mut tally, "host tests", host, only.as_ref())?;
-    let mut scenarios = test_command(options)?;
-    scenarios.args(["--package", "etcd-lb-tests"]);
-    tests(&mut tally, "packet tests and scenarios", scenarios, only.as_ref())?;
+    let host = test_command(options, &["--quiet", "--workspace", "--exclude", "etcd-lb-tests"])?;
+    tests(&mut tally, "host tests", host, &[], only.as_ref())?;
+    let scenarios = test_command(options, &["--package", "etcd-lb-tests"])?;
+    // Scenarios print what they measured.
+    tests(&mut tally, "packet tests and scenarios", scenarios, &["--show-output", "--test-threads", LABS], only.as_ref())?;
 
     heading("result");
     for failed in tally.failures() {
@@ -77,9 +76,9 @@ fn build() -> Result<()> {
     lab::build(&["--package", "etcd-lb", "--package", "etcd-lb-tests", "--bins"])
 }
 
-fn test_command(options: &Options) -> Result<Command> {
+fn test_command(options: &Options, args: &[&str]) -> Result<Command> {
     let mut command = cargo::cargo()?;
-    command.args(["test", "--quiet", "--no-fail-fast"]);
+    command.args(["test", "--no-fail-fast"]).args(args);
     // A failed step's message suffices; traces of every error would bury it.
     command.env("RUST_LIB_BACKTRACE", "0");
     if options.long {
@@ -99,7 +98,7 @@ fn step(tally: &mut Tally, name: &str, work: impl FnOnce() -> Result<bool>) -> R
 }
 
 /// A `cargo test`, whose tests count one by one.
-fn tests(tally: &mut Tally, name: &str, mut command: Command, only: Option<&Glob>) -> Result<()> {
+fn tests(tally: &mut Tally, name: &str, mut command: Command, flags: &[&str], only: Option<&Glob>) -> Result<()> {
     heading(name);
     let start = Instant::now();
     command.arg("--");
@@ -111,7 +110,7 @@ fn tests(tally: &mut Tally, name: &str, mut command: Command, only: Option<&Glob
         }
         command.arg("--exact").args(names);
     }
-    command.args(["--test-threads", LABS]);
+    command.args(flags);
     let status = run::watch(&mut command, |line| tally.line(line))?;
     tally.end(name, status.success());
     duration(start.elapsed());

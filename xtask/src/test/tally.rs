@@ -6,6 +6,8 @@ pub(crate) struct Tally {
     passed: u32,
     failed: u32,
     failures: Vec<String>,
+    /// Names below the last `failures:` of the running test program.
+    listed: Vec<String>,
     /// Failures counted before the running `cargo test`.
     failed_before: u32,
 }
@@ -22,16 +24,19 @@ impl Tally {
         self.failed_before = self.failed;
     }
 
-    /// A line of a test program's output. It ends with
+    /// A line of a test program's output. It ends with the names of what failed, indented by four spaces below
+    /// `failures:`, and
     /// `test result: FAILED. 6 passed; 5 failed; 0 ignored; 0 measured; 0 filtered out; finished in 15.89s`.
     pub(crate) fn line(&mut self, line: &str) {
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += count(counts, " passed");
             self.failed += count(counts, " failed");
-        } else if let Some(name) =
-            line.strip_suffix(" stdout ----").and_then(|line| line.strip_prefix("---- "))
-        {
-            self.failures.push(name.to_owned());
+            self.failures.append(&mut self.listed);
+        } else if line == "failures:" || line == "successes:" {
+            // The outputs come under the same headings; the names are under the last.
+            self.listed.clear();
+        } else if let Some(name) = line.strip_prefix("    ") {
+            self.listed.push(name.to_owned());
         }
     }
 
@@ -77,7 +82,12 @@ mod tests {
             "test result: ok. 14 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
         );
         tally.end("host tests", true);
-        tally.line("---- a::b stdout ----");
+        for line in ["successes:", "    c::d", ""] {
+            tally.line(line);
+        }
+        for line in ["failures:", "---- a::b stdout ----", "    some output", "failures:", "    a::b", ""] {
+            tally.line(line);
+        }
         tally.line("test result: FAILED. 6 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 15.89s");
         tally.end("scenarios", false);
         assert_eq!((tally.passed(), tally.failed()), (21, 2));

@@ -8,7 +8,7 @@ const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// A machine, its clock, and helpers that read like a story.
+/// A machine, its clock, and steps that read like a story.
 struct Story {
     health: Health,
     start: Instant,

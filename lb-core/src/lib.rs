@@ -1,2 +1,4 @@
 //! Logic of the agent.
 #![forbid(unsafe_code)]
+
+pub mod reconcile;

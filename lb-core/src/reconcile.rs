@@ -9,6 +9,7 @@
 
 mod actual;
 mod plan;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,8 @@ use lb_common::{hash::Seed, maps};
 
 pub use self::{
     actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, cleared},
-    plan::{Error, Planner},
+    plan::Planner,
+    target::Error,
 };
 
 /// What the maps should hold.

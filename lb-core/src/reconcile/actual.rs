@@ -168,7 +168,7 @@ impl Actual {
 
     /// The backends in use by number, leaving ones included.
     pub fn used_backends(&self) -> impl Iterator<Item = (u16, &Backend)> {
-        let used = |(_, backend): &(&u16, &Backend)| backend.flags & maps::BACKEND_USED != 0;
+        let used = |(_, backend): &(&u16, &Backend)| is_used(backend);
         self.backends.iter().filter(used).map(|(&number, backend)| (number, backend))
     }
 }
@@ -190,6 +190,11 @@ impl FilterBits {
         }
         filter
     }
+}
+
+/// Whether somebody has the number.
+pub(super) const fn is_used(backend: &Backend) -> bool {
+    backend.flags & maps::BACKEND_USED != 0
 }
 
 /// What identifies a backend.

@@ -136,11 +136,11 @@ counters! {
 pub struct BackendCounters {
     /// Packets toward the backend.
     pub packets_in: u64,
-    /// Octets toward the backend, frames without FCS.
+    /// Octets toward the backend, IP packets.
     pub bytes_in: u64,
     /// Packets toward clients.
     pub packets_out: u64,
-    /// Octets toward clients, frames without FCS.
+    /// Octets toward clients, IP packets.
     pub bytes_out: u64,
     /// Connections begun.
     pub connections: u64,

@@ -1,2 +1,26 @@
-//! Map layouts and packet logic.
-#![no_std]
+//! What the XDP program and the agent share: the layouts and names of the BPF maps, and all packet logic that can be
+//! plain functions, so that host tests and fuzzers run the very code that runs in the kernel.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`addr`] | addresses, ports and MACs as they stand in packets and map keys |
+//! | [`maps`] | names, sizes and layouts of the maps, and the hash over them |
+//! | [`claim`] | the claim word of a NAT port: states, flags, generation |
+//! | [`counters`] | every counter with its name; a drop or reset without a name cannot be written |
+//! | [`checksum`] | incremental checksums (RFC 1624) |
+//! | [`tcp`] | sequence arithmetic and what a segment does to a flow |
+//! | [`hash`] | the seeded flow hash |
+//! | [`nat`] | which NAT ports are tried for a new flow |
+//! | [`wire`] | headers as they stand in a frame |
+#![cfg_attr(not(test), no_std)]
+#![warn(missing_docs)]
+
+pub mod addr;
+pub mod checksum;
+pub mod claim;
+pub mod counters;
+pub mod hash;
+pub mod maps;
+pub mod nat;
+pub mod tcp;
+pub mod wire;

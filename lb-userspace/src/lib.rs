@@ -1,3 +1,4 @@
 //! Agent.
 
+pub mod dataplane;
 pub mod object;

@@ -20,6 +20,7 @@ pub mod balancer;
 pub mod echo;
 pub mod etcd;
 pub mod fleet;
+pub mod frames;
 pub mod host;
 pub mod https;
 pub mod lab;

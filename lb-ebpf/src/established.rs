@@ -7,7 +7,7 @@ use lb_common::{
     claim::Claim,
     maps::{
         BACKEND_USED, FLOW_CLOSING, Filter, Flow, FlowKey, Record, ReturnKey, ServiceKey,
-        filter_bit_of_address,
+        filter_bit_of_address, program,
     },
     tcp,
     wire::{Arp, Ipv4, ethertype},
@@ -16,9 +16,10 @@ use lb_common::{
 use crate::{
     Outcome, clock, count,
     frame::{Frame, Link, TcpPacket, ingress},
-    maps::{BACKENDS, FILTER, FLOWS, PORTS, RETURNS, SERVICE_PORTS, SERVICES},
+    handover,
+    maps::{BACKENDS, FILTER, FLOWS, HALF_OPEN, PORTS, RETURNS, SERVICE_PORTS, SERVICES},
     nat::{self, End},
-    to_flow, to_other,
+    to_other,
 };
 
 #[inline(always)]
@@ -89,11 +90,16 @@ fn tcp_or_other(ctx: &XdpContext, frame: &Frame, link: &Link, filter: &Filter) -
 /// A client's packet: the forward entry has all that it needs.
 #[inline(always)]
 fn from_client(ctx: &XdpContext, link: &Link, packet: &TcpPacket, service: u16) -> Outcome {
+    let leave = |program| handover::to(ctx, link, packet, service, program);
     let key = FlowKey { client: packet.source, port: packet.ports.0, service };
-    let Some(flow) = FLOWS.get_ptr_mut(key) else { return to_flow(ctx) };
+    let Some(flow) = FLOWS.get_ptr_mut(key) else {
+        // The commonest miss goes the shortest way: a SYN that is no retransmission.
+        let is_new = packet.segment.is_syn() && HALF_OPEN.get_ptr(key).is_none();
+        return if is_new { leave(program::NEW_INDEX) } else { leave(program::CLIENT_INDEX) };
+    };
     // SAFETY: a live map value; what is written here is written by packets of this client only, which one CPU handles.
     let flow: &mut Flow = unsafe { &mut *flow };
-    let Some(backend) = BACKENDS.get(flow.backend as u32) else { return to_flow(ctx) };
+    let Some(backend) = BACKENDS.get(flow.backend as u32) else { return leave(program::CLIENT_INDEX) };
     // SAFETY: `Link::parse` checked that the header lies in the frame.
     let source_mac = unsafe { (*link.ethernet).source };
     let unusual = packet.segment.any(tcp::UNUSUAL)
@@ -102,7 +108,7 @@ fn from_client(ctx: &XdpContext, link: &Link, packet: &TcpPacket, service: u16) 
         || flow.client_mac != source_mac
         || link.tags != backend.hop.tags;
     if unusual {
-        return to_flow(ctx);
+        return leave(program::CLIENT_INDEX);
     }
     flow.last_seen = clock::coarse();
     flow.last_ack = packet.segment.ack;
@@ -120,13 +126,14 @@ fn from_client(ctx: &XdpContext, link: &Link, packet: &TcpPacket, service: u16) 
 /// A backend's packet: the record of its NAT port has all that it needs.
 #[inline(always)]
 fn from_backend(ctx: &XdpContext, link: &Link, packet: &TcpPacket, number: u16) -> Outcome {
+    let leave = |program| handover::to(ctx, link, packet, number, program);
     let port = packet.ports.1.get() as u32;
     let (Some(record), Some(backend)) =
         (PORTS.get_value_ptr_mut(number as u32, &port), BACKENDS.get(number as u32))
     else {
-        return to_flow(ctx);
+        return leave(program::BACKEND_INDEX);
     };
-    let Some(service) = SERVICES.get(backend.service as u32) else { return to_flow(ctx) };
+    let Some(service) = SERVICES.get(backend.service as u32) else { return leave(program::BACKEND_INDEX) };
     // SAFETY: a live map value; what is written here is written by packets of this backend's flow only, which one CPU
     // handles. The claim is read before the identity and again after it, so an identity of a later owner is not used.
     let (record, claim): (&mut Record, Claim) =
@@ -137,14 +144,14 @@ fn from_backend(ctx: &XdpContext, link: &Link, packet: &TcpPacket, number: u16) 
         || link.tags != [record.outer_tag, record.inner_tag]
         || backend.flags & BACKEND_USED == 0;
     if unusual {
-        return to_flow(ctx);
+        return leave(program::BACKEND_INDEX);
     }
     let from = End { address: service.vip, port: service.port };
     let to = End { address: record.client, port: record.client_port };
     let (ifindex, mac) = (record.ifindex, record.client_mac);
     // SAFETY: as above.
     if unsafe { (&raw const record.claim).read_volatile() } != claim.0 {
-        return to_flow(ctx);
+        return leave(program::BACKEND_INDEX);
     }
     record.last_seen = clock::coarse();
     record.last_ack = packet.segment.ack;

@@ -104,6 +104,8 @@ pub struct TcpPacket {
     pub ip: *mut Ipv4,
     /// The TCP header.
     pub tcp: *mut Tcp,
+    /// Where the TCP header starts, octets: at most 82.
+    pub l4: u32,
     /// From whom.
     pub source: Addr,
     /// To whom.
@@ -162,6 +164,7 @@ impl TcpPacket {
         Ok(Self {
             ip,
             tcp,
+            l4: link.l3 + ip_len,
             source: Addr::from_v4_word(header.source),
             destination: Addr::from_v4_word(header.destination),
             ports,

@@ -4,27 +4,31 @@
 //! | --- | --- |
 //! | `main.rs` | the programs, and what becomes of their outcome |
 //! | `established.rs` | is the packet for us, and the established path in both directions |
-//! | `flow.rs` | TCP of a service that is not on the established path |
-//! | `known.rs` | handshake, FIN and RST of a flow that is known |
-//! | `new.rs` | a new flow: choosing the backend and claiming a NAT port |
+//! | `client.rs`, `backend.rs` | packets of clients and of backends that are not on the established path |
+//! | `life.rs` | promotion and demotion of a flow |
+//! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `reset.rs` | the RST that answers a packet |
-//! | `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `maps.rs` | the tools of the above |
+//! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `maps.rs` | the tools of the above |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(clippy::needless_pass_by_value, reason = "the signature that the macro `xdp` asks for")]
 
 mod atomic;
+mod backend;
+mod client;
 mod clock;
 mod count;
 mod established;
-mod flow;
 mod frame;
-mod known;
+mod handover;
+mod life;
+mod lookup;
 mod maps;
 mod nat;
 mod new;
 mod other;
+mod port;
 mod reset;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
@@ -39,10 +43,28 @@ fn xdp(ctx: XdpContext) -> u32 {
     finish(established::handle(&ctx))
 }
 
-/// TCP of a service that is not on the established path.
+/// Packets of clients that are not on the established path.
 #[xdp(frags)]
-fn flow(ctx: XdpContext) -> u32 {
-    finish(flow::handle(&ctx))
+fn from_client(ctx: XdpContext) -> u32 {
+    finish(client::handle(&ctx))
+}
+
+/// Packets of backends that are not on the established path.
+#[xdp(frags)]
+fn from_backend(ctx: XdpContext) -> u32 {
+    finish(backend::handle(&ctx))
+}
+
+/// New flows.
+#[xdp(frags)]
+fn new_flow(ctx: XdpContext) -> u32 {
+    finish(new::handle(&ctx))
+}
+
+/// Turns a packet into the RST that answers it.
+#[xdp(frags)]
+fn reset(ctx: XdpContext) -> u32 {
+    finish(reset::handle(&ctx))
 }
 
 /// Everything else that may be for a VIP.
@@ -74,11 +96,6 @@ fn tail_call(ctx: &XdpContext, index: u32) -> Outcome {
     // SAFETY: nothing of this program is needed after the call; indices are those of `program::TAIL_CALLED`.
     unsafe { maps::PROGRAMS.tail_call(ctx, index) };
     Err(Counter::TailCall)
-}
-
-#[inline(always)]
-fn to_flow(ctx: &XdpContext) -> Outcome {
-    tail_call(ctx, program::FLOW_INDEX)
 }
 
 #[inline(always)]

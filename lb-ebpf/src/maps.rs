@@ -14,6 +14,8 @@ use lb_common::{
     },
 };
 
+use crate::handover::Handover;
+
 /// The agent maps these into its memory.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 /// LPM tries allocate their nodes as they come.
@@ -58,6 +60,9 @@ pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, MAX_BACKENDS> = PerCpuArray::new();
 #[btf_map(name = "programs")]
 pub static PROGRAMS: ProgramArray<8> = ProgramArray::new();
+
+#[btf_map(name = "handover")]
+pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 
 /// The NAT ports of one backend.
 pub type PortTable = Array<Record, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;

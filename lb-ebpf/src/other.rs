@@ -6,7 +6,7 @@ use lb_common::{
     addr::{Addr, Mac},
     checksum::Delta,
     counters::Counter,
-    maps::VipOnInterface,
+    maps::{VipOnInterface, program},
     tcp,
     wire::{Arp, Icmp, Ipv4, ethertype, protocol},
 };
@@ -14,9 +14,9 @@ use lb_common::{
 use crate::{
     Outcome, clock, count,
     frame::{Frame, Link, TcpPacket, ingress, put_mac},
+    handover,
     maps::{LEASE, VIPS},
     nat::interface_mac,
-    reset,
 };
 
 /// The entry of `vips` that says that an address is ours at all.
@@ -132,7 +132,8 @@ fn closed_port(ctx: &XdpContext, link: &Link, packet: &TcpPacket) -> Outcome {
     if !owns_vip() {
         return Err(Counter::Fenced);
     }
-    reset::answer(ctx, link, packet, Counter::ClosedPort)
+    count::count(Counter::ClosedPort);
+    handover::to(ctx, link, packet, 0, program::RESET_INDEX)
 }
 
 /// Echo requests (RFC 792) are answered in place. The data's checksum is not checked: a reply to a corrupted request is

@@ -3,22 +3,32 @@
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
     counters::Counter,
+    maps::program,
     tcp,
     wire::{Ethernet, IPV4_LEN, Ipv4, Tcp, protocol},
 };
 
 use crate::{
     Outcome, count,
-    frame::{Frame, Link, TcpPacket, put_mac, reply_length, resize},
+    frame::{Frame, put_mac, reply_length, resize},
+    handover, tail_call,
 };
 
 /// Octets of the answer: two headers without options.
 const TOTAL: u32 = IPV4_LEN + tcp::HEADER_LEN;
 
-/// Turns the frame into the RST that answers it; `reason` is counted. No RST answers a RST.
+/// Answers a packet that was handed over, which must be no RST; `reason` is counted.
 #[inline(always)]
-pub fn answer(ctx: &XdpContext, link: &Link, packet: &TcpPacket, reason: Counter) -> Outcome {
-    let Some(segment) = packet.segment.reset() else { return Err(Counter::UnknownRst) };
+pub fn answer(ctx: &XdpContext, reason: Counter) -> Outcome {
+    count::count(reason);
+    tail_call(ctx, program::RESET_INDEX)
+}
+
+/// Turns the frame into the RST that answers it. No RST answers a RST.
+#[inline(always)]
+pub fn handle(ctx: &XdpContext) -> Outcome {
+    let (link, packet, _) = handover::take(ctx)?;
+    let segment = packet.segment.reset().ok_or(Counter::UnknownRst)?;
     let l3 = link.l3;
     let (from, to) = (packet.destination.v4_word(), packet.source.v4_word());
     let ports = (packet.ports.1.word(), packet.ports.0.word());
@@ -43,7 +53,6 @@ pub fn answer(ctx: &XdpContext, link: &Link, packet: &TcpPacket, reason: Counter
             (*padding).high = 0;
         }
     }
-    count::count(reason);
     Ok(xdp_action::XDP_TX)
 }
 

@@ -1,3 +1,6 @@
 //! The agent of etcd-lb, as a library that the binary and the tests share.
 
+pub mod api;
 pub mod netlink;
+pub mod probe;
+pub mod secret;

@@ -34,7 +34,10 @@ const MIN_FRAME: usize = 60;
 /// # Errors
 /// No packet socket (CAP_NET_RAW is missing), or the interface is down.
 pub async fn owner(ifindex: u32, mac: Mac, own: &[Mac], address: Ipv4Addr) -> io::Result<Option<Mac>> {
-    let socket = AsyncFd::register_with_interest(packet_socket(ifindex)?, Interest::READABLE)?;
+    let socket = packet_socket(ifindex)?;
+    // SAFETY: the `File` owns an open descriptor, is moved into the `AsyncFd`, and is only borrowed from it (`get_ref`),
+    // so that the descriptor stays open and the same until the `AsyncFd` is dropped.
+    let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
     let probe = probe(mac, address);
     for _ in 0..PROBES {
         socket.get_ref().write_all(&probe)?;

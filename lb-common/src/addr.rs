@@ -4,14 +4,16 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// The third word of an IPv4-mapped address.
+const V4_MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
 /// An IPv4 or IPv6 address, 16 bytes in network order; IPv4 as IPv4-mapped IPv6 (RFC 4291 section 2.5.5.2), so that
 /// both families share keys and code.
 ///
 /// Aligned to 4 so that the BPF back end copies words instead of bytes.
 #[repr(C, align(4))]
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[allow(clippy::derived_hash_with_manual_eq, reason = "equal words are equal octets")]
 pub struct Addr {
     octets: [u8; 16],
 }
@@ -26,26 +28,30 @@ impl Addr {
         Self { octets }
     }
 
-    /// From the four octets of an IPv4 header's address field, as the word read from the packet (network order in memory).
+    /// From the four octets of an IPv4 header's address field, as the word read from the packet (network order in
+    /// memory).
     #[inline(always)]
-    pub const fn from_v4_word(word: u32) -> Self {
-        let [a, b, c, d] = word.to_ne_bytes();
-        Self { octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
+    pub fn from_v4_word(word: u32) -> Self {
+        zerocopy::transmute!([0, 0, V4_MAPPED, word])
+    }
+
+    /// The address as four words in network order; the last one is an IPv4 address.
+    #[inline(always)]
+    pub fn words(self) -> [u32; 4] {
+        zerocopy::transmute!(self)
     }
 
     /// The IPv4 address as a word to be stored in a packet; meaningless for an IPv6 address.
     #[inline(always)]
-    pub const fn v4_word(&self) -> u32 {
-        let o = &self.octets;
-        u32::from_ne_bytes([o[12], o[13], o[14], o[15]])
+    pub fn v4_word(self) -> u32 {
+        self.words()[3]
     }
 
     /// Whether this is an IPv4 address.
     #[inline(always)]
-    pub const fn is_v4(&self) -> bool {
-        let o = &self.octets;
-        u64::from_ne_bytes([o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7]]) == 0
-            && u32::from_ne_bytes([o[8], o[9], o[10], o[11]]) == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    pub fn is_v4(self) -> bool {
+        let words = self.words();
+        words[0] | words[1] == 0 && words[2] == V4_MAPPED
     }
 
     /// The octets in network order.
@@ -55,8 +61,17 @@ impl Addr {
     }
 
     /// The address as the standard library has it; an IPv4-mapped one as IPv4.
-    pub fn to_ip(&self) -> IpAddr {
+    pub fn to_ip(self) -> IpAddr {
         Ipv6Addr::from(self.octets).to_canonical()
+    }
+}
+
+/// By words: a comparison of octets would be a call to `memcmp`, which a BPF program has not.
+impl PartialEq for Addr {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b) = (self.words(), other.words());
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
     }
 }
 
@@ -112,7 +127,8 @@ impl Port {
 
 /// A MAC address.
 #[repr(C, align(2))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[allow(clippy::derived_hash_with_manual_eq, reason = "equal words are equal octets")]
 pub struct Mac {
     octets: [u8; 6],
 }
@@ -135,14 +151,23 @@ impl Mac {
 
     /// Whether the address is not known (all zero).
     #[inline(always)]
-    pub fn is_unknown(&self) -> bool {
-        *self == Self::UNKNOWN
+    pub fn is_unknown(self) -> bool {
+        self == Self::UNKNOWN
     }
 
     /// Broadcast or multicast: the group bit (IEEE 802.3 section 3.2.3).
     #[inline(always)]
-    pub const fn is_group(&self) -> bool {
+    pub const fn is_group(self) -> bool {
         self.octets[0] & 1 != 0
+    }
+}
+
+/// By words, as for [`Addr`].
+impl PartialEq for Mac {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b): ([u16; 3], [u16; 3]) = (zerocopy::transmute!(*self), zerocopy::transmute!(*other));
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) == 0
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`tcp`] | sequence arithmetic and what a segment does to a flow |
 //! | [`hash`] | the seeded flow hash |
 //! | [`nat`] | which NAT ports are tried for a new flow |
+//! | [`wire`] | headers as they stand in a frame |
 #![cfg_attr(not(test), no_std)]
 #![warn(missing_docs)]
 
@@ -22,3 +23,4 @@ pub mod hash;
 pub mod maps;
 pub mod nat;
 pub mod tcp;
+pub mod wire;

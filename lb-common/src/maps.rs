@@ -371,8 +371,8 @@ pub struct FlowKey {
     pub service: u16,
 }
 
-/// A forward entry: all that a packet from the client needs. Identity is written once; `last_seen`, `last_ack` by
-/// packets from the client only.
+/// A forward entry: all that a packet from the client needs. Identity is written once; `last_seen`,
+/// `last_ack`, `edge` by packets from the client only.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {
@@ -384,6 +384,10 @@ pub struct Flow {
     pub epoch: u32,
     /// The client's last ACK, host order: the backend's next sequence number as the client has it.
     pub last_ack: u32,
+    /// End of the client's last segment, host order: its own next sequence number.
+    pub edge: u32,
+    /// 0.
+    pub reserved: u32,
     /// Number of the backend.
     pub backend: u16,
     /// Source port toward the backend: the slot in its port table.
@@ -400,8 +404,8 @@ pub const FLOW_CLOSING: u16 = 1 << 0;
 /// A slot of a port table: all that a packet from the backend needs. One cache line.
 ///
 /// `claim` changes only by compare-and-swap (see [`crate::claim`]). Identity (client, MAC, interface, tags) is written by
-/// the claim's owner before the claim leaves `Claiming`; `last_seen`, `last_ack`, `backend_edge` by packets from the
-/// backend only, `client_fin_end` by packets from the client only.
+/// the claim's owner before the claim leaves `Claiming`; `last_seen`, `last_ack`, `edge` by packets from the backend only,
+/// `client_edge` by packets from the client only.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Record {
@@ -425,10 +429,11 @@ pub struct Record {
     pub last_ack: u32,
     /// The backend's epoch when the flow was made.
     pub epoch: u32,
-    /// While half-open: the SYN-ACK's SEQ + 1, which the client's ACK must equal. Later: the end of the backend's FIN.
-    pub backend_edge: u32,
-    /// The end of the client's FIN: what the backend's ACK must reach.
-    pub client_fin_end: u32,
+    /// End of the backend's last segment, host order: its own next sequence number. After the SYN-ACK, what the client's
+    /// ACK of the handshake must equal; after the FIN, what acknowledges it.
+    pub edge: u32,
+    /// End of the client's SYN, later of its FIN, host order: what the backend's ACK of it must reach.
+    pub client_edge: u32,
 }
 
 impl Record {
@@ -527,7 +532,7 @@ pub const fn layout_hash() -> u64 {
 // What the design promises of the layouts.
 const _: () = {
     assert!(size_of::<Record>() == 64, "a record is one cache line");
-    assert!(size_of::<Flow>() == 32 && size_of::<FlowKey>() == 20);
+    assert!(size_of::<Flow>() == 40 && size_of::<FlowKey>() == 20);
     assert!(MAX_BACKENDS < NO_BACKEND as usize);
 };
 

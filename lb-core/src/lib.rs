@@ -1,2 +1,10 @@
-//! Logic of the agent.
+//! The agent's logic without IO: what a config means, which backend a slot belongs to, what a probe result changes.
+//!
+//! Nothing here reads a file, a clock or a socket. Time and randomness are parameters, results are values, so that
+//! every rule can be tested without waiting and without a network.
 #![forbid(unsafe_code)]
+
+pub mod config;
+pub mod health;
+pub mod maglev;
+pub mod reconcile;

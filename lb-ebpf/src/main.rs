@@ -8,6 +8,13 @@ fn xdp(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// Passes everything. A veth delivers what its peer's program transmits only if it has a program too: the lab attaches
+/// this one to the bridge's ports.
+#[xdp(frags)]
+fn pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 

@@ -2,5 +2,6 @@
 
 pub mod api;
 pub mod netlink;
+pub mod object;
 pub mod probe;
 pub mod secret;

@@ -1,0 +1,115 @@
+//! What the maps should hold, what they hold, and the map writes between the two.
+//!
+//! [`Desired`] is a pure value made of config, discovery, health, the operator's commands and the role. [`Actual`] mirrors
+//! the policy maps. [`Planner::plan`] compares them and answers with [`Change`]s, one map write each, in an order that is
+//! safe while packets flow. Nothing else decides what is written to a policy map.
+//!
+//! Numbers are kept: a service or backend that stays has the number it had, also across a restart of the agent, because
+//! forward entries and port tables refer to it.
+
+mod actual;
+mod plan;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use std::{net::IpAddr, net::SocketAddr, time::Duration};
+
+use lb_common::{hash::Seed, maps};
+
+pub use self::{
+    actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, cleared},
+    plan::Planner,
+    target::Error,
+};
+
+/// What the maps should hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// In the config's order; at most [`maps::MAX_SERVICES`].
+    pub services: Vec<DesiredService>,
+    /// Every VIP and every source address.
+    pub addresses: Vec<DesiredAddress>,
+    /// The interfaces that the program is attached to.
+    pub interfaces: Vec<maps::Interface>,
+    /// [`maps::Lease::STANDALONE`] on a node without a peer.
+    pub lease: maps::Lease,
+}
+
+/// A VIP or a source address toward backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Numbers of the interfaces on which ARP and ND are answered: those with a prefix that holds the address.
+    pub answered_on: Vec<u32>,
+}
+
+/// A service as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredService {
+    /// The VIP; with `port` what identifies the service.
+    pub vip: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// Key of the flow hash.
+    pub seed: Seed,
+    /// What of a client is hashed.
+    pub affinity: Affinity,
+    /// Who may connect; empty: everyone.
+    pub allow: Vec<Prefix>,
+    /// What a new connection meets while no backend is usable.
+    pub no_backend: NoBackend,
+    /// How long flows of a drained or removed backend go on before they are reset.
+    pub drain_timeout: Duration,
+    /// How long an established flow may be silent before it is ended.
+    pub idle_timeout: Duration,
+    /// In the config's order. One (source, address) belongs to one service only.
+    pub backends: Vec<DesiredBackend>,
+}
+
+/// A backend as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredBackend {
+    /// Address and port; with `source` what identifies the backend.
+    pub address: SocketAddr,
+    /// The source address toward it: the service's VIP, or its `source_address`.
+    pub source: IpAddr,
+    /// Share of new flows relative to the service's other backends; 0: none.
+    pub weight: u32,
+    /// Takes new flows now.
+    pub usable: bool,
+    /// The last verdict of the health check; kept in the map for a restarted agent.
+    pub healthy: bool,
+    /// Drained by the operator; kept in the map for a restarted agent.
+    pub drained: bool,
+    /// Where its packets are sent. `None` while it is not known: the last known one is kept.
+    pub hop: Option<maps::NextHop>,
+}
+
+/// What of a client is hashed (`affinity`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// Address and port: each connection is placed by itself.
+    None,
+    /// The address: all connections of a client meet the same backend.
+    ClientIp,
+}
+
+/// What a new connection meets while no backend is usable (`no_backend`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoBackend {
+    /// A RST.
+    Reset,
+    /// Silence.
+    Drop,
+}
+
+/// An address prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix {
+    /// The address; bits beyond the length do not matter.
+    pub address: IpAddr,
+    /// Leading bits that count: 0 to 32, or to 128.
+    pub length: u8,
+}

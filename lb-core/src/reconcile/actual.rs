@@ -1,0 +1,236 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use lb_common::{
+    addr::{Addr, Mac, Port},
+    hash::Seed,
+    maps::{
+        self, AllowData, Backend, Filter, Interface, Lease, ReturnKey, Service, ServiceKey, VipClaim,
+        VipOnInterface,
+    },
+};
+
+/// Key of `allow`: prefix length, the service number's 32 bits included, and data.
+pub type AllowKey = (u32, AllowData);
+
+/// What the policy maps hold; entries that are all zero are left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actual {
+    /// `services` by number.
+    pub services: BTreeMap<u16, Service>,
+    /// `service_ports`.
+    pub service_ports: BTreeMap<ServiceKey, u16>,
+    /// `backends` by number. Those without [`maps::BACKEND_USED`] are given-up numbers, whose last epoch is remembered.
+    pub backends: BTreeMap<u16, Backend>,
+    /// Leaving backends whose flows have ended: their numbers may be given up.
+    pub ended: BTreeSet<u16>,
+    /// Port tables by backend number: the NAT ports that are, or will be as soon as they are free, kept from flows.
+    pub reserved: BTreeMap<u16, BTreeSet<u16>>,
+    /// `returns`.
+    pub returns: BTreeMap<ReturnKey, u16>,
+    /// `allow`.
+    pub allow: BTreeSet<AllowKey>,
+    /// `vips`: [`VipClaim::answered`] by address and interface.
+    pub vips: BTreeMap<VipOnInterface, VipClaim>,
+    /// `interfaces` by slot.
+    pub interfaces: BTreeMap<u32, Interface>,
+    /// `filter`.
+    pub filter: FilterBits,
+    /// Maglev tables by service number: slot → backend number, [`maps::MAGLEV_SLOTS`] long.
+    pub maglev: BTreeMap<u16, Arc<[u16]>>,
+    /// `lease`.
+    pub lease: Lease,
+}
+
+/// The bits that are set in a [`Filter`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FilterBits {
+    /// Bits of addresses, see [`maps::filter_bit_of_address`].
+    pub addresses: BTreeSet<u16>,
+    /// Ports.
+    pub ports: BTreeSet<u16>,
+}
+
+/// One map write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Writes the lease.
+    Lease(Lease),
+    /// Sets a slot of `interfaces`.
+    Interface(u32, Interface),
+    /// Clears a slot of `interfaces`.
+    ClearInterface(u32),
+    /// Writes a backend's entry.
+    Backend(u16, Backend),
+    /// Clears a backend's entry and load; the epoch stays, so that no forward entry of the old owner fits the next one.
+    ClearBackend(u16),
+    /// Makes a port table with these ports reserved.
+    PortTable(u16, BTreeSet<u16>),
+    /// Changes which ports of a port table are reserved: exactly these.
+    Reserve(u16, BTreeSet<u16>),
+    /// Takes a port table away, and the forward entries that refer to it.
+    RemovePortTable(u16),
+    /// Sets an entry of `returns`.
+    Return(ReturnKey, u16),
+    /// Removes an entry of `returns`.
+    RemoveReturn(ReturnKey),
+    /// Adds a prefix to `allow`.
+    Allow(AllowKey),
+    /// Removes a prefix from `allow`.
+    RemoveAllow(AllowKey),
+    /// Swaps a service's Maglev table.
+    Maglev(u16, Arc<[u16]>),
+    /// Takes a service's Maglev table away.
+    RemoveMaglev(u16),
+    /// Writes a service's entry.
+    Service(u16, Service),
+    /// Clears a service's entry.
+    ClearService(u16),
+    /// Sets an entry of `service_ports`.
+    ServicePort(ServiceKey, u16),
+    /// Removes an entry of `service_ports`.
+    RemoveServicePort(ServiceKey),
+    /// Sets an entry of `vips`.
+    Vip(VipOnInterface, VipClaim),
+    /// Removes an entry of `vips`.
+    RemoveVip(VipOnInterface),
+    /// Writes the filter.
+    Filter(FilterBits),
+}
+
+impl Default for Actual {
+    fn default() -> Self {
+        Self {
+            services: BTreeMap::new(),
+            service_ports: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            reserved: BTreeMap::new(),
+            returns: BTreeMap::new(),
+            allow: BTreeSet::new(),
+            vips: BTreeMap::new(),
+            interfaces: BTreeMap::new(),
+            filter: FilterBits::default(),
+            maglev: BTreeMap::new(),
+            lease: NO_LEASE,
+        }
+    }
+}
+
+impl Actual {
+    /// What the maps hold after a change.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Lease(lease) => self.lease = *lease,
+            Change::Interface(slot, interface) => drop(self.interfaces.insert(*slot, *interface)),
+            Change::ClearInterface(slot) => drop(self.interfaces.remove(slot)),
+            Change::Backend(number, backend) => {
+                self.ended.remove(number);
+                self.backends.insert(*number, *backend);
+            }
+            Change::ClearBackend(number) => {
+                self.ended.remove(number);
+                if let Some(backend) = self.backends.get_mut(number) {
+                    *backend = cleared(backend.epoch);
+                }
+            }
+            Change::PortTable(number, ports) | Change::Reserve(number, ports) => {
+                self.reserved.insert(*number, ports.clone());
+            }
+            Change::RemovePortTable(number) => drop(self.reserved.remove(number)),
+            Change::Return(key, number) => drop(self.returns.insert(*key, *number)),
+            Change::RemoveReturn(key) => drop(self.returns.remove(key)),
+            Change::Allow(key) => drop(self.allow.insert(*key)),
+            Change::RemoveAllow(key) => drop(self.allow.remove(key)),
+            Change::Maglev(service, table) => drop(self.maglev.insert(*service, table.clone())),
+            Change::RemoveMaglev(service) => drop(self.maglev.remove(service)),
+            Change::Service(number, service) => drop(self.services.insert(*number, *service)),
+            Change::ClearService(number) => drop(self.services.remove(number)),
+            Change::ServicePort(key, number) => drop(self.service_ports.insert(*key, *number)),
+            Change::RemoveServicePort(key) => drop(self.service_ports.remove(key)),
+            Change::Vip(key, claim) => drop(self.vips.insert(*key, *claim)),
+            Change::RemoveVip(key) => drop(self.vips.remove(key)),
+            Change::Filter(bits) => self.filter = bits.clone(),
+        }
+    }
+
+    /// The number of a backend by what identifies it, leaving ones included.
+    pub fn backend_number(&self, key: &ReturnKey) -> Option<u16> {
+        self.used_backends().find(|(_, backend)| return_key(backend) == *key).map(|(number, _)| number)
+    }
+
+    /// The number of a service.
+    pub fn service_number(&self, key: &ServiceKey) -> Option<u16> {
+        self.services.iter().find(|(_, service)| service_key(service) == *key).map(|(&number, _)| number)
+    }
+
+    /// The backends in use by number, leaving ones included.
+    pub fn used_backends(&self) -> impl Iterator<Item = (u16, &Backend)> {
+        let used = |(_, backend): &(&u16, &Backend)| is_used(backend);
+        self.backends.iter().filter(used).map(|(&number, backend)| (number, backend))
+    }
+}
+
+impl FilterBits {
+    /// The bits of a map's value.
+    pub fn of(filter: &Filter) -> Self {
+        Self { addresses: set_bits(&filter.addresses), ports: set_bits(&filter.ports) }
+    }
+
+    /// The map's value.
+    pub fn to_filter(&self) -> Filter {
+        let mut filter = Filter::EMPTY;
+        for &bit in &self.addresses {
+            filter.addresses[usize::from(bit / 64)] |= 1 << (bit % 64);
+        }
+        for &port in &self.ports {
+            filter.add_port(Port::new(port));
+        }
+        filter
+    }
+}
+
+/// Whether somebody has the number.
+pub(super) const fn is_used(backend: &Backend) -> bool {
+    backend.flags & maps::BACKEND_USED != 0
+}
+
+/// What identifies a backend.
+pub(super) const fn return_key(backend: &Backend) -> ReturnKey {
+    ReturnKey::new(backend.source, backend.address, backend.port)
+}
+
+/// What identifies a service.
+pub(super) const fn service_key(service: &Service) -> ServiceKey {
+    ServiceKey::new(service.vip, service.port)
+}
+
+/// The entry of a number that nobody has.
+pub const fn cleared(epoch: u32) -> Backend {
+    Backend {
+        address: Addr::UNSPECIFIED,
+        source: Addr::UNSPECIFIED,
+        port: Port::new(0),
+        service: 0,
+        epoch,
+        hop: maps::NextHop::UNKNOWN,
+        flags: 0,
+    }
+}
+
+/// The entry of an unused service number.
+pub const NO_SERVICE: Service =
+    Service { seed: Seed { key: [0, 0] }, vip: Addr::UNSPECIFIED, port: Port::new(0), flags: 0, reserved: 0 };
+
+/// The entry of an unused slot of `interfaces`.
+pub const NO_INTERFACE: Interface = Interface { ifindex: 0, mtu: 0, mac: Mac::UNKNOWN };
+
+/// Nothing was ever granted.
+pub const NO_LEASE: Lease = Lease { granted_at: 0, deadline: 0, revoked_at: 0 };
+
+fn set_bits(words: &[u64; 1024]) -> BTreeSet<u16> {
+    let bit = |index: &u16| words[usize::from(index / 64)] & (1 << (index % 64)) != 0;
+    (0..=u16::MAX).filter(bit).collect()
+}

@@ -3,6 +3,7 @@
 //! What a result means for a backend is decided by `lb_core::health`; this module only asks. It goes straight to the
 //! member's address, past the VIP.
 
+mod checks;
 mod http;
 mod tls;
 
@@ -14,6 +15,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+pub use checks::{Changed, Check, Checks};
 pub use http::HttpSpec;
 pub use tls::{TlsFiles, TlsSource};
 

@@ -1,0 +1,137 @@
+//! The agent: one loop that owns all state, and what it is made of.
+//!
+//! ```text
+//!  probes ──▶ health flips ─┐
+//!  netlink ─▶ next hops ────┼─▶ Agent ──▶ desired state ──▶ reconciler ──▶ maps
+//!  operator ▶ drain, reload ┘
+//! ```
+//!
+//! Whatever happens, the answer is the same call: [`state::Agent::reconcile`]. The agent is never on the way of a packet:
+//! should it die, the data plane goes on with what it was told last.
+
+mod attach;
+mod commands;
+pub mod error;
+pub mod files;
+mod fit;
+pub mod lock;
+pub mod log;
+mod notify;
+mod reload;
+mod report;
+mod start;
+mod state;
+mod world;
+
+use std::path::PathBuf;
+
+use tokio::{
+    select,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{Duration, Interval, MissedTickBehavior, interval_at},
+};
+use tracing::{error, info};
+
+use self::{error::Error, notify::Notifier, state::Agent};
+use crate::api::Command;
+
+/// How the agent is to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The config file.
+    pub config: PathBuf,
+    /// Instead of the config's `[api] socket`.
+    pub socket: Option<PathBuf>,
+}
+
+/// Between two sweeps of the flow table: half-open flows live seconds, `loads` drift slowly.
+const SWEEP_PACE: Duration = Duration::from_secs(1);
+/// Between two looks at routes, neighbours and interfaces beyond what netlink reported. The kernel calls a neighbour
+/// stale after 15 to 45 s (`base_reachable_time_ms`, arp(7)).
+const REFRESH_PACE: Duration = Duration::from_secs(5);
+
+/// Runs the agent until a signal ends it.
+///
+/// # Errors
+/// It cannot start; then nothing was changed that was not there before.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
+    runtime.block_on(async {
+        let notifier = Notifier::from_env();
+        let (agent, commands) = start::start(options, notifier).await?;
+        turn(agent, commands).await
+    })
+}
+
+/// The loop.
+async fn turn(mut agent: Agent, mut commands: mpsc::Receiver<Command>) -> Result<(), Error> {
+    let mut signals = Signals::new().map_err(Error::Runtime)?;
+    let mut sweep = paced(SWEEP_PACE);
+    let mut refresh = paced(REFRESH_PACE);
+    let mut watchdog = agent.notifier.watchdog_pace().map(paced);
+    loop {
+        select! {
+            changed = agent.checks.changed() => agent.on_check(&changed)?,
+            touched = agent.network.changed() => agent.on_network(touched).await,
+            Some(command) = commands.recv() => agent.on_command(command).await,
+            _ = sweep.tick() => agent.sweep(),
+            _ = refresh.tick() => agent.refresh().await,
+            () = tick(watchdog.as_mut()) => agent.notifier.send("WATCHDOG=1"),
+            Some(()) = signals.reload.recv() => {
+                if let Err(reason) = agent.reload().await {
+                    error!(%reason, "reload refused, the config is as before");
+                }
+            }
+            name = signals.end() => {
+                agent.notifier.send("STOPPING=1");
+                info!(
+                    signal = name,
+                    "ending; the data plane stays attached and goes on serving (`etcd-lb detach` removes it)"
+                );
+                return Ok(());
+            }
+        }
+        agent.serve_if_ready()?;
+    }
+}
+
+/// The signals that mean something.
+struct Signals {
+    reload: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            reload: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for a signal to end.
+    async fn end(&mut self) -> &'static str {
+        select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Ticks that are not made up for: a late one is as good as none.
+fn paced(pace: Duration) -> Interval {
+    let mut ticks = interval_at(tokio::time::Instant::now() + pace, pace);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn tick(ticks: Option<&mut Interval>) {
+    match ticks {
+        Some(ticks) => drop(ticks.tick().await),
+        None => std::future::pending().await,
+    }
+}

@@ -13,9 +13,7 @@ pub use policy::{Policy, Standing, choose};
 use crate::{
     config::{self, Config, Service},
     health::State,
-    reconcile::{
-        Affinity, Desired, DesiredAddress, DesiredBackend, DesiredService, NoBackend, Prefix,
-    },
+    reconcile::{Affinity, Desired, DesiredAddress, DesiredBackend, DesiredService, NoBackend, Prefix},
 };
 
 /// What identifies a backend for the agent: a reload that keeps it keeps its health and drain.
@@ -74,11 +72,8 @@ pub fn desired(config: &Config, world: &impl World) -> Decision {
 }
 
 fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
-    let standings: Vec<_> = service
-        .backends
-        .iter()
-        .map(|backend| world.standing(&BackendKey::new(service, backend)))
-        .collect();
+    let standings: Vec<_> =
+        service.backends.iter().map(|backend| world.standing(&BackendKey::new(service, backend))).collect();
     let policy = choose(&standings, service.fail_open);
     let backends = service.backends.iter().zip(&standings).zip(&policy.usable);
     let desired = DesiredService {

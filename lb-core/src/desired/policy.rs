@@ -86,7 +86,11 @@ mod tests {
         for (standings, fail_open, usable, failing_open) in table {
             let policy = choose(&backends(standings), fail_open);
             let got: String = policy.usable.iter().map(|u| if *u { '1' } else { '0' }).collect();
-            assert_eq!((got.as_str(), policy.failing_open), (usable, failing_open), "{standings}, {fail_open}");
+            assert_eq!(
+                (got.as_str(), policy.failing_open),
+                (usable, failing_open),
+                "{standings}, {fail_open}"
+            );
         }
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use lb_common::maps;
-use lb_core::config::Config;
+use lb_core::config::{self, Config};
 use tracing::{error, info, warn};
 
 use crate::{
-    dataplane::{self, AttachedMode, DataPlane},
+    dataplane::{self, AttachedMode, DataPlane, XdpMode},
     netlink::{Link, Mirror},
 };
 
@@ -76,7 +76,12 @@ impl Attachments {
         link: &Link,
         plane: &mut DataPlane,
     ) -> Result<AttachedMode, dataplane::Error> {
-        let mode = plane.attach(link.index, &link.name, config.xdp_mode)?;
+        let wanted = match config.xdp_mode {
+            config::XdpMode::Auto => XdpMode::Auto,
+            config::XdpMode::Native => XdpMode::Native,
+            config::XdpMode::Generic => XdpMode::Generic,
+        };
+        let mode = plane.attach(link.index, &link.name, wanted)?;
         self.attached.insert(link.name.clone(), (link.index, mode));
         self.failed.remove(&link.name);
         Ok(mode)

@@ -1,5 +1,7 @@
 //! The operator's commands, carried out.
 
+use std::time::SystemTime;
+
 use lb_core::desired::BackendKey;
 use tracing::info;
 
@@ -27,8 +29,8 @@ impl Agent {
         let mut backends = Vec::with_capacity(found.len());
         for (key, service, backend) in found {
             let changed = match draining {
-                Draining::Begin => self.drains.insert(key),
-                Draining::End => self.drains.remove(&key),
+                Draining::Begin => self.drains.insert(key, SystemTime::now()).is_none(),
+                Draining::End => self.drains.remove(&key).is_some(),
             };
             if changed {
                 let done = match draining {

@@ -51,7 +51,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The HTTP listener cannot be made.
-    #[error("cannot listen on http_listen {address}: {source}; is the port in use, or the address not this host's?")]
+    #[error(
+        "cannot listen on http_listen {address}: {source}; is the port in use, or the address not this host's?"
+    )]
     Http {
         /// The address.
         address: SocketAddr,

@@ -29,14 +29,17 @@ pub struct Loaded {
 /// All that is wrong, in words, with the place in the file.
 pub fn load(path: &Path) -> Result<Loaded, String> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read the config {name}: {error}"))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("cannot read the config {name}: {error}"))?;
     let (config, warnings) = config::parse(&text, &name).map_err(|errors| errors.to_string())?;
     let hash_secret = config.hash_seed_file.as_deref().map(hash_secret).transpose()?;
     for service in &config.services {
         if let Some(tls) = service.health.probe.tls() {
             let client = tls.client.as_ref().map(|c| (c.cert_file.clone(), c.key_file.clone()));
             let source = TlsSource::new(TlsFiles { ca_file: tls.ca_file.clone(), client });
-            source.config().map_err(|reason| format!("health check of service {:?}: {reason}", service.name))?;
+            source
+                .config()
+                .map_err(|reason| format!("health check of service {:?}: {reason}", service.name))?;
         }
     }
     Ok(Loaded { config, warnings, hash_secret })

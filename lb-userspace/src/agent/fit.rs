@@ -10,7 +10,7 @@ use super::error::Error;
 use crate::netlink::{Mirror, arp};
 
 /// The first thing that does not fit, in words.
-pub fn misfit(config: &Config, mirror: &Mirror) -> Option<String> {
+pub(super) fn misfit(config: &Config, mirror: &Mirror) -> Option<String> {
     missing_interface(config, mirror).or_else(|| local_address(config, mirror))
 }
 
@@ -50,7 +50,7 @@ fn local_address(config: &Config, mirror: &Mirror) -> Option<String> {
 ///
 /// # Errors
 /// One is taken, or cannot be asked for.
-pub async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAddr]) -> Result<(), Error> {
+pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAddr]) -> Result<(), Error> {
     let own: Vec<Mac> = mirror.links().filter_map(|link| link.mac).collect();
     let mut asked = Vec::new();
     for vip in vips(config).filter(|vip| !ours.contains(&IpAddr::V4(*vip))) {

@@ -14,7 +14,7 @@ mod commands;
 pub mod error;
 pub mod files;
 mod fit;
-pub mod lock;
+mod lock;
 pub mod log;
 mod notify;
 mod reload;
@@ -27,7 +27,7 @@ use std::path::PathBuf;
 
 use tokio::{
     select,
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{SignalKind, signal},
     sync::mpsc,
     time::{Duration, Interval, MissedTickBehavior, interval_at},
 };
@@ -60,66 +60,58 @@ pub fn run(options: &Options) -> Result<(), Error> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     runtime.block_on(async {
         let notifier = Notifier::from_env();
-        let (agent, commands) = start::start(options, notifier).await?;
-        turn(agent, commands).await
+        let (mut agent, commands) = start::start(options, notifier).await?;
+        let result = turn(&mut agent, commands).await;
+        // Who asks from now on is told that nobody is there.
+        let _ = std::fs::remove_file(&agent.config.api.socket);
+        if result.is_err() && !agent.serving {
+            start::undo(agent.plane, &agent.config.api.pin_dir);
+        }
+        result
     })
 }
 
 /// The loop.
-async fn turn(mut agent: Agent, mut commands: mpsc::Receiver<Command>) -> Result<(), Error> {
-    let mut signals = Signals::new().map_err(Error::Runtime)?;
+async fn turn(agent: &mut Agent, mut commands: mpsc::Receiver<Command>) -> Result<(), Error> {
+    let catch = |kind| signal(kind).map_err(Error::Runtime);
+    let mut reload = catch(SignalKind::hangup())?;
+    let mut terminate = catch(SignalKind::terminate())?;
+    let mut interrupt = catch(SignalKind::interrupt())?;
     let mut sweep = paced(SWEEP_PACE);
     let mut refresh = paced(REFRESH_PACE);
     let mut watchdog = agent.notifier.watchdog_pace().map(paced);
     loop {
         select! {
-            changed = agent.checks.changed() => agent.on_check(&changed)?,
+            changed = agent.checks.changed() => agent.on_check(&changed),
             touched = agent.network.changed() => agent.on_network(touched).await,
             Some(command) = commands.recv() => agent.on_command(command).await,
             _ = sweep.tick() => agent.sweep(),
             _ = refresh.tick() => agent.refresh().await,
             () = tick(watchdog.as_mut()) => agent.notifier.send("WATCHDOG=1"),
-            Some(()) = signals.reload.recv() => {
+            Some(()) = reload.recv() => {
                 if let Err(reason) = agent.reload().await {
                     error!(%reason, "reload refused, the config is as before");
                 }
             }
-            name = signals.end() => {
-                agent.notifier.send("STOPPING=1");
-                info!(
-                    signal = name,
-                    "ending; the data plane stays attached and goes on serving (`etcd-lb detach` removes it)"
-                );
-                return Ok(());
-            }
+            Some(()) = terminate.recv() => return end(agent, "SIGTERM"),
+            Some(()) = interrupt.recv() => return end(agent, "SIGINT"),
         }
         agent.serve_if_ready()?;
     }
 }
 
-/// The signals that mean something.
-struct Signals {
-    reload: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            reload: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+/// A clean end: nothing is taken back.
+fn end(agent: &Agent, signal: &str) -> Result<(), Error> {
+    agent.notifier.send("STOPPING=1");
+    if agent.serving {
+        info!(
+            signal,
+            "ending; the data plane stays attached and goes on serving (`etcd-lb detach` removes it)"
+        );
+    } else {
+        info!(signal, "ending before the first round of health checks has ended");
     }
-
-    /// Waits for a signal to end.
-    async fn end(&mut self) -> &'static str {
-        select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
+    Ok(())
 }
 
 /// Ticks that are not made up for: a late one is as good as none.

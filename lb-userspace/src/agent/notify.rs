@@ -15,14 +15,14 @@ use std::{
 
 /// The way to systemd, or to nobody.
 #[derive(Debug, Default)]
-pub struct Notifier {
+pub(super) struct Notifier {
     socket: Option<(UnixDatagram, SocketAddr)>,
     watchdog: Option<Duration>,
 }
 
 impl Notifier {
     /// From the environment that systemd sets for a `Type=notify` service.
-    pub fn from_env() -> Self {
+    pub(super) fn from_env() -> Self {
         let address = env::var_os("NOTIFY_SOCKET").and_then(|name| address(&name));
         let socket = address.and_then(|address| Some((UnixDatagram::unbound().ok()?, address)));
         let watchdog = env::var("WATCHDOG_USEC")
@@ -34,24 +34,24 @@ impl Notifier {
     }
 
     /// Tells systemd, if it listens. It cannot fail in a way that matters here.
-    pub fn send(&self, message: &str) {
+    pub(super) fn send(&self, message: &str) {
         if let Some((socket, address)) = &self.socket {
             let _ = socket.send_to_addr(message.as_bytes(), address);
         }
     }
 
     /// Up and serving.
-    pub fn ready(&self, status: &str) {
+    pub(super) fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// A reload has begun at `monotonic_ns`; [`Notifier::ready`] ends it.
-    pub fn reloading(&self, monotonic_ns: u64) {
+    pub(super) fn reloading(&self, monotonic_ns: u64) {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_ns / 1000));
     }
 
     /// How often to tell that the agent is alive: half of systemd's patience.
-    pub fn watchdog_pace(&self) -> Option<Duration> {
+    pub(super) fn watchdog_pace(&self) -> Option<Duration> {
         self.watchdog.map(|patience| patience / 2).filter(|pace| !pace.is_zero())
     }
 }

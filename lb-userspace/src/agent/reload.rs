@@ -17,7 +17,11 @@ impl Agent {
         self.notifier.reloading(monotonic_ns());
         let result = self.try_reload().await;
         self.reloaded.note(result.is_ok());
-        self.notifier.ready(if result.is_ok() { "Config reloaded" } else { "Reload refused, the config is as before" });
+        self.notifier.ready(if result.is_ok() {
+            "Config reloaded"
+        } else {
+            "Reload refused, the config is as before"
+        });
         result
     }
 
@@ -36,7 +40,9 @@ impl Agent {
         let ours: Vec<IpAddr> =
             self.config.services.iter().flat_map(|service| [service.vip, service.source_address]).collect();
         // Up to 600 ms, in which no flip is acted upon, and only when a VIP is new.
-        fit::vips_are_free(&loaded.config, self.network.mirror(), &ours).await.map_err(|error| error.to_string())?;
+        fit::vips_are_free(&loaded.config, self.network.mirror(), &ours)
+            .await
+            .map_err(|error| error.to_string())?;
 
         let before = std::mem::replace(&mut self.config, loaded.config);
         let secret_before = std::mem::replace(&mut self.hash_secret, loaded.hash_secret);
@@ -70,7 +76,7 @@ impl Agent {
             .iter()
             .flat_map(|service| service.backends.iter().map(|backend| BackendKey::new(service, backend)))
             .collect();
-        self.drains.retain(|drained| backends.contains(drained));
+        self.drains.retain(|drained, _| backends.contains(drained));
         self.failing_open.resize(self.config.services.len(), false);
         self.look_up_hops().await;
         self.hops.learn(self.network.mirror());
@@ -133,7 +139,11 @@ mod tests {
         assert!(fixed(&now, &config("10.0.1.10:2379", "10.0.1.11:2379")).is_empty());
         for (change, to, says) in [
             ("2048", "4096", "`max_flows` cannot be changed while the agent runs: stop the agent"),
-            ("\"eth0\"", "[\"eth0\", \"eth1\"]", "`interface` cannot be changed while the agent runs: restart"),
+            (
+                "\"eth0\"",
+                "[\"eth0\", \"eth1\"]",
+                "`interface` cannot be changed while the agent runs: restart",
+            ),
             ("/run/a.sock", "/run/b.sock", "`[api] socket` cannot be changed"),
         ] {
             let said = fixed(&now, &config(change, to));

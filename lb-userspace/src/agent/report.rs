@@ -66,10 +66,10 @@ impl Agent {
                 })
                 .collect(),
             flow_table: FlowTableStatus {
-                used: self
-                    .census
-                    .as_ref()
-                    .map_or_else(|| services.iter().map(established).sum(), |(_, census)| census.total.established),
+                used: self.census.as_ref().map_or_else(
+                    || services.iter().map(established).sum(),
+                    |(_, census)| census.total.established,
+                ),
                 capacity: self.config.max_flows.into(),
             },
             services,
@@ -107,12 +107,15 @@ impl Agent {
 
     /// What `flows` shows.
     pub(super) fn flows(&self, query: &FlowQuery) -> Result<FlowList, String> {
-        let wanted = |backend: &Backend, name: &str| backend.name == name || backend.address.to_string() == name;
-        let mut all = self.config.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b)));
+        let wanted =
+            |backend: &Backend, name: &str| backend.name == name || backend.address.to_string() == name;
+        let all = self.config.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b)));
         if let Some(name) = &query.backend
             && !all.clone().any(|(_, backend)| wanted(backend, name))
         {
-            return Err(format!("there is no backend with the name or address \"{name}\"; see `etcd-lb status`"));
+            return Err(format!(
+                "there is no backend with the name or address \"{name}\"; see `etcd-lb status`"
+            ));
         }
         let filter = FlowFilter { client: query.client, backend: None, nat_port: query.nat_port };
         let mut flows = Vec::new();
@@ -143,7 +146,6 @@ impl Agent {
                 idle_ms: u64::try_from(flow.idle.as_millis()).unwrap_or(u64::MAX),
             });
         }
-        let _ = all.next();
         Ok(FlowList { flows, truncated })
     }
 
@@ -162,7 +164,9 @@ impl Agent {
             !**failing_open && !service.backends.iter().any(|backend| self.takes_flows(service, backend))
         });
         match empty {
-            Some((service, _)) => Err(format!("service {} has no backend that takes new connections", service.name)),
+            Some((service, _)) => {
+                Err(format!("service {} has no backend that takes new connections", service.name))
+            }
             None => Ok(()),
         }
     }
@@ -177,7 +181,7 @@ impl Agent {
     fn takes_flows(&self, service: &Service, backend: &Backend) -> bool {
         let key = BackendKey::new(service, backend);
         let healthy = self.checks.get(&key).is_some_and(|check| check.health().state() == State::Healthy);
-        healthy && !self.drains.contains(&key)
+        healthy && !self.drains.contains_key(&key)
     }
 
     fn take_census(&mut self) {
@@ -210,11 +214,13 @@ impl Agent {
         let key = BackendKey::new(service, backend);
         let check = self.checks.get(&key);
         let state = check.map_or(State::Starting, |check| check.health().state());
+        let drained = self.drains.get(&key).copied();
+        let since = drained.or_else(|| check.map(|check| check.since()));
         let last_check = check.and_then(|check| check.health().last_check());
         BackendStatus {
             name: backend.name.clone(),
             address: backend.address.to_string(),
-            state: if self.drains.contains(&key) { "draining" } else { state.as_str() }.into(),
+            state: if drained.is_some() { "draining" } else { state.as_str() }.into(),
             reason: check.map_or_else(String::new, |check| check.health().reason().to_owned()),
             weight: backend.weight,
             flows: self.backend_flows(&key).established,
@@ -223,7 +229,7 @@ impl Agent {
             version: None,
             cluster_id: None,
             last_check_ms: last_check.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
-            since: timestamp::rfc3339(check.map_or(UNIX_EPOCH, |check| check.since())),
+            since: timestamp::rfc3339(since.unwrap_or(UNIX_EPOCH)),
         }
     }
 

@@ -5,15 +5,7 @@ use std::path::Path;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{
-    Options,
-    error::Error,
-    files,
-    fit,
-    lock::Locks,
-    notify::Notifier,
-    state::Agent,
-};
+use super::{Options, error::Error, files, fit, lock::SocketLock, notify::Notifier, state::Agent};
 use crate::{
     api::{self, Command, Commands},
     dataplane::{self, DataPlane},
@@ -37,18 +29,18 @@ pub(super) async fn start(
     if let Some(misfit) = fit::misfit(&loaded.config, network.mirror()) {
         return Err(Error::Config(misfit));
     }
-    let mut locks = Locks::of_socket(&loaded.config.api.socket)?;
-    let pin_dir = loaded.config.api.pin_dir.clone();
-    locks.take_pin_dir(&pin_dir)?;
-    // A data plane that is attached answers for the VIPs itself.
-    if !dataplane::is_pinned(&pin_dir) {
-        fit::vips_are_free(&loaded.config, network.mirror(), &[]).await?;
-    }
-    let plane = open_data_plane(&pin_dir, loaded.config.max_flows)?;
-    locks.take_pin_dir(&pin_dir)?;
+    let lock = SocketLock::take(&loaded.config.api.socket)?;
+    // An address in use is found out before anything is pinned.
     let commands = listen(&loaded.config).await?;
-
-    let mut agent = Agent::new(options.config.clone(), loaded, network, plane, notifier, locks);
+    let plane = open_data_plane(&loaded.config.api.pin_dir, loaded.config.max_flows)?;
+    // A data plane that is attached answers for the VIPs itself.
+    if plane.attached().is_empty()
+        && let Err(error) = fit::vips_are_free(&loaded.config, network.mirror(), &[]).await
+    {
+        undo(plane, &loaded.config.api.pin_dir);
+        return Err(error);
+    }
+    let mut agent = Agent::new(options, loaded, network, plane, notifier, lock);
     agent.look_up_hops().await;
     agent.hops.learn(agent.network.mirror());
     agent.hops.provoke(agent.network.handle(), agent.network.mirror()).await;
@@ -90,6 +82,18 @@ fn open_data_plane(pin_dir: &Path, max_flows: u32) -> Result<DataPlane, Error> {
         info!(pin_dir = %pin_dir.display(), "the data plane of an earlier agent is taken over");
     }
     Ok(plane)
+}
+
+/// Removes what was pinned by a start that came to nothing.
+pub(super) fn undo(plane: DataPlane, pin_dir: &Path) {
+    if plane.adopted() {
+        return;
+    }
+    // It holds the pin directory.
+    drop(plane);
+    if let Err(error) = dataplane::detach(pin_dir) {
+        warn!(%error, "what was pinned could not be removed; try `etcd-lb detach`");
+    }
 }
 
 /// Opens the API's listeners.

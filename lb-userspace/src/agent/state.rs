@@ -1,9 +1,9 @@
 //! What the agent knows, and what it does when that changes.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     path::PathBuf,
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use lb_core::{
@@ -13,7 +13,9 @@ use lb_core::{
 };
 use tracing::{error, info, warn};
 
-use super::{attach::Attachments, error::Error, files::Loaded, lock::Locks, notify::Notifier, report::Reloaded, world};
+use super::{
+    Options, attach::Attachments, files::Loaded, lock::SocketLock, notify::Notifier, report::Reloaded, world,
+};
 use crate::{
     dataplane::{Census, DataPlane, monotonic_ns},
     netlink::{Network, Touched, hops::Hops},
@@ -24,6 +26,8 @@ use crate::{
 pub(super) struct Agent {
     /// The config file.
     pub(super) config_path: PathBuf,
+    /// Instead of the config's `[api] socket`.
+    pub(super) socket_override: Option<PathBuf>,
     /// The config in force.
     pub(super) config: Config,
     /// Contents of its `hash_seed_file`.
@@ -36,8 +40,8 @@ pub(super) struct Agent {
     pub(super) hops: Hops,
     /// The backends' health.
     pub(super) checks: Checks,
-    /// What the operator drains.
-    pub(super) drains: BTreeSet<BackendKey>,
+    /// What the operator drains, and since when.
+    pub(super) drains: BTreeMap<BackendKey, SystemTime>,
     /// Where the program is attached.
     pub(super) attachments: Attachments,
     /// For each service: failing open now.
@@ -53,27 +57,32 @@ pub(super) struct Agent {
     /// The way to systemd.
     pub(super) notifier: Notifier,
     /// Held while the agent lives.
-    pub(super) _locks: Locks,
+    pub(super) _lock: SocketLock,
 }
 
 impl Agent {
     /// An agent that has not looked at anything yet; drains and health are as the maps remember them.
     pub(super) fn new(
-        config_path: PathBuf,
+        options: &Options,
         loaded: Loaded,
         network: Network,
         plane: DataPlane,
         notifier: Notifier,
-        locks: Locks,
+        lock: SocketLock,
     ) -> Self {
         let Loaded { config, hash_secret, .. } = loaded;
         let mut checks = Checks::new();
         checks.configure(&config, |key| plane.restored_health(key.vip, key.port, key.address));
         let restored = plane.restored_drains();
-        let drains = restored.into_iter().map(|(vip, port, address)| BackendKey { vip, port, address }).collect();
+        let now = SystemTime::now();
+        let drains = restored
+            .into_iter()
+            .map(|(vip, port, address)| (BackendKey { vip, port, address }, now))
+            .collect();
         let failing_open = vec![false; config.services.len()];
         Self {
-            config_path,
+            config_path: options.config.clone(),
+            socket_override: options.socket.clone(),
             config,
             hash_secret,
             plane,
@@ -88,12 +97,12 @@ impl Agent {
             reloaded: Reloaded::now(),
             census: None,
             notifier,
-            _locks: locks,
+            _lock: lock,
         }
     }
 
     /// A check ended and changed something.
-    pub(super) fn on_check(&mut self, changed: &Changed) -> Result<(), Error> {
+    pub(super) fn on_check(&mut self, changed: &Changed) {
         if let Some(flip) = &changed.flip {
             let (service, backend) = self.names(&changed.backend);
             match flip.to {
@@ -108,7 +117,6 @@ impl Agent {
         if self.serving && (changed.flip.is_some() || changed.standing) {
             self.reconcile();
         }
-        Ok(())
     }
 
     /// The kernel reported a change of the network.
@@ -171,7 +179,8 @@ impl Agent {
         // What follows from this is shown at once.
         self.census = None;
         let before = std::mem::replace(&mut self.failing_open, decision.failing_open);
-        for (service, (before, now)) in self.config.services.iter().zip(before.iter().zip(&self.failing_open)) {
+        for (service, (before, now)) in self.config.services.iter().zip(before.iter().zip(&self.failing_open))
+        {
             match (before, now) {
                 (false, true) => warn!(service = service.name, "no backend is healthy: failing open"),
                 (true, false) => info!(service = service.name, "no longer failing open"),
@@ -196,7 +205,8 @@ impl Agent {
     /// Names of a backend and its service, for the log.
     fn names(&self, key: &BackendKey) -> (&str, &str) {
         let mut services = self.config.services.iter();
-        let Some(service) = services.find(|service| (service.vip, service.port) == (key.vip, key.port)) else {
+        let Some(service) = services.find(|service| (service.vip, service.port) == (key.vip, key.port))
+        else {
             return ("", "");
         };
         let backend = service.backends.iter().find(|backend| backend.address == key.address);

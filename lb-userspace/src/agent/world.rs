@@ -21,7 +21,7 @@ impl World for View<'_> {
         Standing {
             state: check.map_or(State::Starting, |check| check.health().state()),
             accepts: check.is_some_and(|check| check.accepts()),
-            drained: self.0.drains.contains(backend),
+            drained: self.0.drains.contains_key(backend),
         }
     }
 

@@ -53,6 +53,26 @@ pub async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Se
     ask(socket, Method::POST, path, body.into()).await
 }
 
+/// `path` with a query of the fields that are set.
+pub fn with_query(path: &str, query: &impl Serialize) -> String {
+    let fields = serde_json::to_value(query).ok();
+    let fields = fields.as_ref().and_then(|value| value.as_object()).into_iter().flatten();
+    let pairs: Vec<_> = fields
+        .map(|(key, value)| {
+            format!("{key}={}", encoded(&value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        })
+        .collect();
+    if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
+}
+
+/// Percent-encoded, but for what RFC 3986 section 2.3 leaves unreserved.
+fn encoded(text: &str) -> String {
+    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes()
+        .map(|byte| if unreserved(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
 async fn ask<T: DeserializeOwned>(
     socket: &Path,
     method: Method,
@@ -108,5 +128,20 @@ fn reason(error: &io::Error) -> String {
         io::ErrorKind::ConnectionRefused => "nobody listens on the socket".into(),
         io::ErrorKind::PermissionDenied => "permission denied (the socket is root's)".into(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::command::FlowQuery;
+
+    #[test]
+    fn queries_hold_what_is_set() {
+        let mut query = FlowQuery::default();
+        assert_eq!(with_query("/flows", &query), "/flows");
+        query.backend = Some("a b&c".into());
+        query.nat_port = Some(7);
+        assert_eq!(with_query("/flows", &query), "/flows?backend=a%20b%26c&nat_port=7");
     }
 }

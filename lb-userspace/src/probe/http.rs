@@ -1,6 +1,6 @@
 //! The HTTP part of a probe: one GET, its status, and what its body must contain.
 
-use std::{cell::Cell, error::Error as _};
+use std::error::Error as _;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Failure, Step, tls};
+use super::{Failure, Progress, Step, tls};
 
 /// What of a body is read: etcd's answer has 30 octets.
 const MAX_BODY: usize = 64 * 1024;
@@ -32,7 +32,7 @@ pub struct HttpSpec {
 }
 
 /// Sends the request over `stream` and judges the answer.
-pub(super) async fn ask<S>(stream: S, spec: &HttpSpec, step: &Cell<Step>) -> Result<(), Failure>
+pub(super) async fn ask<S>(stream: S, spec: &HttpSpec, step: &Progress) -> Result<(), Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

@@ -7,7 +7,15 @@ mod checks;
 mod http;
 mod tls;
 
-use std::{cell::Cell, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use lb_core::health::Outcome;
 use tokio::{
@@ -54,6 +62,24 @@ pub enum Step {
     Body,
 }
 
+impl Step {
+    const ALL: [Self; 6] =
+        [Self::Connect, Self::Tls, Self::Request, Self::Response, Self::Status, Self::Body];
+}
+
+/// The step a probe is at: what is to blame if its time is over.
+struct Progress(AtomicU8);
+
+impl Progress {
+    fn set(&self, step: Step) {
+        self.0.store(step as u8, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Step {
+        Step::ALL[usize::from(self.0.load(Ordering::Relaxed)) % Step::ALL.len()]
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -98,7 +124,7 @@ impl Failure {
 /// Asks a backend once. All steps together end at `deadline`.
 pub async fn run(spec: &Spec, deadline: Instant) -> Report {
     let started = Instant::now();
-    let step = Cell::new(Step::Connect);
+    let step = Progress(AtomicU8::new(Step::Connect as u8));
     let result = timeout_at(deadline, ask(spec, &step)).await.unwrap_or_else(|_| {
         let waited = (deadline - started).as_millis();
         Err(Failure::new(format!("timed out after {waited} ms")))
@@ -112,7 +138,7 @@ pub async fn run(spec: &Spec, deadline: Instant) -> Report {
     Report { outcome, failed_step, accepts: failed_step != Some(Step::Connect), duration: started.elapsed() }
 }
 
-async fn ask(spec: &Spec, step: &Cell<Step>) -> Result<(), Failure> {
+async fn ask(spec: &Spec, step: &Progress) -> Result<(), Failure> {
     let stream = TcpStream::connect(spec.address).await.map_err(|error| Failure {
         refused: error.kind() == io::ErrorKind::ConnectionRefused,
         reason: error.to_string(),

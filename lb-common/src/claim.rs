@@ -44,6 +44,11 @@ pub const BACKEND_FIN_ACKED: u64 = 1 << 12;
 /// The client's FIN came before the backend's, or a RST ended the flow: no TIME_WAIT at the backend bars the port.
 pub const FREE_AT_ONCE: u64 = 1 << 13;
 
+/// A step only, never in a claim: the client acknowledged exactly the backend's SYN-ACK.
+pub const HANDSHAKE_DONE: u64 = 1 << 16;
+/// A step only, never in a claim: a RST that its receiver accepts.
+pub const RESET: u64 = 1 << 17;
+
 const STATE_MASK: u64 = 0xff;
 const FLAGS_MASK: u64 = 0xff00;
 const ALL_FINS: u64 = CLIENT_FIN | BACKEND_FIN | CLIENT_FIN_ACKED | BACKEND_FIN_ACKED;
@@ -113,24 +118,30 @@ impl Claim {
         Self::new(State::Claiming, self.generation().wrapping_add(1))
     }
 
-    /// After a FIN or an ACK of a FIN: the flow is closed once both FINs were acknowledged (RFC 9293 section 3.6).
+    /// The claim after a packet that says `step`: any of the flags above together.
     ///
-    /// The flag `FREE_AT_ONCE` is set by the first FIN if it is the client's: then the client holds TIME_WAIT, and the
-    /// backend takes a new SYN on the same ports at once.
+    /// * Half-open becomes established by the ACK of a SYN-ACK that was seen (RFC 9293 section 3.5).
+    /// * Established becomes closed once both FINs were acknowledged (RFC 9293 section 3.6). The flag `FREE_AT_ONCE` is
+    ///   set by the first FIN if it is the client's: then the client holds TIME_WAIT, and the backend takes a new SYN on
+    ///   the same ports at once.
+    /// * A RST closes at once, and leaves no state at either end.
     #[inline(always)]
-    pub const fn fin(self, flags: u64) -> Self {
-        let client_first = flags & CLIENT_FIN != 0 && !self.has(BACKEND_FIN) && !self.has(CLIENT_FIN);
-        let mut next = self.with(flags);
-        if client_first {
+    pub const fn after(self, step: u64) -> Self {
+        if step & RESET != 0 {
+            return self.to(State::Closed).with(FREE_AT_ONCE);
+        }
+        let mut next = self.with(step & SYN_ACKED);
+        if step & HANDSHAKE_DONE != 0 && next.is(State::HalfOpen) && next.has(SYN_ACKED) {
+            next = next.to(State::Established);
+        }
+        if step & ALL_FINS == 0 || !next.is(State::Established) {
+            return next;
+        }
+        if step & CLIENT_FIN != 0 && next.0 & (CLIENT_FIN | BACKEND_FIN) == 0 {
             next = next.with(FREE_AT_ONCE);
         }
-        if next.has(ALL_FINS) && next.is(State::Established) { next.to(State::Closed) } else { next }
-    }
-
-    /// After a valid RST: neither end keeps state.
-    #[inline(always)]
-    pub const fn reset(self) -> Self {
-        self.to(State::Closed).with(FREE_AT_ONCE)
+        next = next.with(step & ALL_FINS);
+        if next.has(ALL_FINS) { next.to(State::Closed) } else { next }
     }
 }
 
@@ -151,7 +162,7 @@ mod tests {
                         let mut claim = ESTABLISHED;
                         let mut seen = 0u32;
                         for step in order {
-                            claim = claim.fin(steps[step]);
+                            claim = claim.after(steps[step]);
                             seen |= 1 << step;
                             assert_eq!(claim.is(State::Closed), seen == 0b1111, "{order:?}");
                             assert_eq!(claim.generation(), 7);
@@ -164,19 +175,37 @@ mod tests {
 
     #[test]
     fn the_port_is_free_at_once_only_if_the_client_closed_first() {
-        assert!(ESTABLISHED.fin(CLIENT_FIN).fin(BACKEND_FIN).has(FREE_AT_ONCE));
-        assert!(!ESTABLISHED.fin(BACKEND_FIN).fin(CLIENT_FIN).has(FREE_AT_ONCE));
-        assert!(ESTABLISHED.reset().has(FREE_AT_ONCE));
+        assert!(ESTABLISHED.after(CLIENT_FIN).after(BACKEND_FIN).has(FREE_AT_ONCE));
+        assert!(!ESTABLISHED.after(BACKEND_FIN).after(CLIENT_FIN).has(FREE_AT_ONCE));
+        assert!(ESTABLISHED.after(RESET).has(FREE_AT_ONCE));
         // The acknowledgement of the backend's FIN and the client's own FIN in one segment: the backend was first.
-        assert!(!ESTABLISHED.fin(BACKEND_FIN).fin(CLIENT_FIN | BACKEND_FIN_ACKED).has(FREE_AT_ONCE));
+        assert!(!ESTABLISHED.after(BACKEND_FIN).after(CLIENT_FIN | BACKEND_FIN_ACKED).has(FREE_AT_ONCE));
+    }
+
+    #[test]
+    fn promotion_needs_both_halves_of_the_handshake() {
+        let half_open = Claim::new(State::HalfOpen, 7);
+        assert_eq!(half_open.after(HANDSHAKE_DONE), half_open);
+        let answered = half_open.after(SYN_ACKED);
+        assert!(answered.is(State::HalfOpen));
+        assert!(answered.after(HANDSHAKE_DONE).is(State::Established));
+        assert_eq!(
+            answered.after(CLIENT_FIN),
+            answered,
+            "a FIN before the handshake is done changes nothing"
+        );
+        let at_once = answered.after(HANDSHAKE_DONE | CLIENT_FIN);
+        assert!(at_once.is(State::Established) && at_once.has(CLIENT_FIN | FREE_AT_ONCE));
+        let closed = ESTABLISHED.after(RESET);
+        assert_eq!(closed.after(HANDSHAKE_DONE | SYN_ACKED | CLIENT_FIN).state(), State::Closed as u8);
     }
 
     #[test]
     fn plain_established_is_the_fast_path_only() {
         assert!(ESTABLISHED.is_plain_established());
         assert!(ESTABLISHED.with(SYN_ACKED).is_plain_established());
-        assert!(!ESTABLISHED.fin(CLIENT_FIN).is_plain_established());
-        assert!(!ESTABLISHED.fin(BACKEND_FIN).is_plain_established());
+        assert!(!ESTABLISHED.after(CLIENT_FIN).is_plain_established());
+        assert!(!ESTABLISHED.after(BACKEND_FIN).is_plain_established());
         assert!(!Claim::new(State::HalfOpen, 7).is_plain_established());
     }
 

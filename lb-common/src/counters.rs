@@ -83,8 +83,6 @@ counters! {
         no_next_hop => NoNextHop,
         /// A tagged frame for a VIP whose next hop has other tags than it came with.
         vlan => Vlan,
-        /// A SYN-ACK, or RST, of a connection attempt that is no longer known.
-        stale_handshake => StaleHandshake,
         /// A RST for a connection that is not known.
         unknown_rst => UnknownRst,
         /// A frame that the kernel would not let us lengthen or shorten.
@@ -101,6 +99,8 @@ counters! {
         unknown_flow => UnknownFlow,
         /// A packet from a backend for a connection that is not known.
         unknown_return => UnknownReturn,
+        /// A SYN-ACK of a connection attempt that is no longer known.
+        stale_handshake => StaleHandshake,
         /// A new connection while `max_flows` are established.
         table_full => TableFull,
         /// A new connection for which no NAT port was free.
@@ -136,11 +136,11 @@ counters! {
 pub struct BackendCounters {
     /// Packets toward the backend.
     pub packets_in: u64,
-    /// Octets toward the backend, frames without FCS.
+    /// Octets toward the backend, IP packets.
     pub bytes_in: u64,
     /// Packets toward clients.
     pub packets_out: u64,
-    /// Octets toward clients, frames without FCS.
+    /// Octets toward clients, IP packets.
     pub bytes_out: u64,
     /// Connections begun.
     pub connections: u64,

@@ -1,4 +1,5 @@
-//! When a backend counts as healthy: one machine a backend, fed with probe results and with what the data plane sees.
+//! When a backend counts as healthy: one machine a backend, fed with probe results and with what the data
+//! plane sees.
 //!
 //! ```text
 //!             first probe passed                 `fall` failures in a row
@@ -7,16 +8,18 @@
 //!             first probe failed                 `rise` successes in a row
 //! ```
 //!
-//! The driver owns sockets and clock: it calls [`Health::poll`] at [`Health::next_timeout`] and after every input, runs the
-//! probe that comes out, and reports to [`Health::on_result`]. There is always a probe under way or a timer armed: a
-//! probe whose result never comes is counted as failed, so a lost task cannot freeze a verdict.
+//! The driver owns sockets and clock: it calls [`Health::poll`] at [`Health::next_timeout`] and after every
+//! input, runs the probe that comes out, and reports to [`Health::on_result`]. There is always a probe under
+//! way or a timer armed: a probe whose result never comes is counted as failed, so a lost task cannot freeze
+//! a verdict.
 //!
 //! Draining is the operator's overlay and stands elsewhere: a draining backend goes on being probed.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// The pace of a backend's probes. Validated by [`crate::config`]: `rise` and `fall` at least 1, no duration zero.
+/// The pace of a backend's probes. Validated by [`crate::config`]: `rise` and `fall` at least 1, no duration
+/// zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// From one probe's start to the next one's start.
@@ -86,13 +89,13 @@ pub enum Outcome {
     Failed(String),
 }
 
-/// How long after its deadline a probe without result is given up. Only a lost task ever gets here, so it need not be
-/// tight; it keeps the driver's own timeout, whose reason is better, in front.
+/// How long after its deadline a probe without result is given up. Only a lost task ever gets here, so it
+/// need not be tight; it keeps the driver's own timeout, whose reason is better, in front.
 pub const LOST_PROBE_SLACK: Duration = Duration::from_millis(250);
 
-/// The least time between the starts of two probes that refusals ask for. Refused handshakes are signalled up to every 10
-/// ms; a backend that refuses some and passes probes must not be probed as often. Well inside the 100 ms promised
-/// from the first refusal to the verdict.
+/// The least time between the starts of two probes that refusals ask for. Refused handshakes are signalled up
+/// to every 10 ms; a backend that refuses some and passes probes must not be probed as often. Well inside the
+/// 100 ms promised from the first refusal to the verdict.
 pub const REFUSAL_GAP: Duration = Duration::from_millis(25);
 
 /// The machine of one backend.
@@ -105,7 +108,8 @@ pub struct Health {
     last_check: Option<Instant>,
     /// Results in a row that contradict `state`: failures while healthy, successes while down.
     streak: u32,
-    /// A refusal was counted and no probe has ended since: its probe decides, further refusals say nothing new.
+    /// A refusal was counted and no probe has ended since: its probe decides, further refusals say nothing
+    /// new.
     refused: bool,
     phase: Phase,
     last_start: Option<Instant>,
@@ -154,8 +158,8 @@ impl Health {
         }
     }
 
-    /// Starts the probe that is due, if one is. `random` is uniform over all of `u32`; it shortens the wait that follows
-    /// by up to a tenth, so that probes of many backends do not march in step.
+    /// Starts the probe that is due, if one is. `random` is uniform over all of `u32`; it shortens the wait
+    /// that follows by up to a tenth, so that probes of many backends do not march in step.
     pub fn poll(&mut self, now: Instant, random: u32) -> Option<StartProbe> {
         let Phase::Waiting(at) = self.phase else { return None };
         if now < at {
@@ -188,8 +192,8 @@ impl Health {
         flip
     }
 
-    /// Gives up a probe whose result is overdue by [`LOST_PROBE_SLACK`]. To be called when [`Health::next_timeout`]
-    /// has passed, before [`Health::poll`].
+    /// Gives up a probe whose result is overdue by [`LOST_PROBE_SLACK`]. To be called when
+    /// [`Health::next_timeout`] has passed, before [`Health::poll`].
     pub fn on_timeout(&mut self, now: Instant) -> Option<Flip> {
         match self.phase {
             Phase::Probing { id, deadline, .. } if now >= deadline + LOST_PROBE_SLACK => {
@@ -199,8 +203,9 @@ impl Health {
         }
     }
 
-    /// The data plane saw the backend refuse a handshake. Counts as one failure and makes a probe due at once, in
-    /// place of one that may have begun before the refusal; if that is refused too, the backend is down.
+    /// The data plane saw the backend refuse a handshake. Counts as one failure and makes a probe due at
+    /// once, in place of one that may have begun before the refusal; if that is refused too, the backend is
+    /// down.
     pub fn on_refusal(&mut self, now: Instant) -> Option<Flip> {
         if self.state != State::Healthy || self.refused {
             return None;
@@ -211,7 +216,8 @@ impl Health {
         flip
     }
 
-    /// When the driver must look again: the next probe's start, or the end of patience with the one under way.
+    /// When the driver must look again: the next probe's start, or the end of patience with the one under
+    /// way.
     pub fn next_timeout(&self) -> Instant {
         match self.phase {
             Phase::Waiting(at) => at,

@@ -1,7 +1,8 @@
-//! The agent's logic without IO: what a config means, which backend a slot belongs to, what a probe result changes.
+//! The agent's logic without IO: what a config means, which backend a slot belongs to, what a probe result
+//! changes.
 //!
-//! Nothing here reads a file, a clock or a socket. Time and randomness are parameters, results are values, so that
-//! every rule can be tested without waiting and without a network.
+//! Nothing here reads a file, a clock or a socket. Time and randomness are parameters, results are values, so
+//! that every rule can be tested without waiting and without a network.
 #![forbid(unsafe_code)]
 
 pub mod config;

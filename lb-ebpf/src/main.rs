@@ -1,18 +1,106 @@
 //! The XDP program of etcd-lb.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `main.rs` | the programs, and what becomes of their outcome |
+//! | `established.rs` | is the packet for us, and the established path in both directions |
+//! | `client.rs`, `backend.rs` | packets of clients and of backends that are not on the established path |
+//! | `life.rs` | promotion and demotion of a flow |
+//! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
+//! | `other.rs` | ARP, ping, and all else for a VIP |
+//! | `reset.rs` | the RST that answers a packet |
+//! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `maps.rs` | the tools of the above |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![allow(clippy::needless_pass_by_value, reason = "the signature that the macro `xdp` asks for")]
+
+mod atomic;
+mod backend;
+mod client;
+mod clock;
+mod count;
+mod established;
+mod frame;
+mod handover;
+mod life;
+mod lookup;
+mod maps;
+mod nat;
+mod new;
+mod other;
+mod port;
+mod reset;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use lb_common::{counters::Counter, maps::program};
 
+/// What becomes of a packet: an XDP action, or a drop and its reason.
+type Outcome = Result<u32, Counter>;
+
+/// The entry: whether the packet is for us, and the established path.
 #[xdp(frags)]
-fn xdp(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+fn xdp(ctx: XdpContext) -> u32 {
+    finish(established::handle(&ctx))
 }
 
-/// Passes everything. A veth delivers what its peer's program transmits only if it has a program too: the lab attaches
-/// this one to the bridge's ports.
+/// Packets of clients that are not on the established path.
+#[xdp(frags)]
+fn from_client(ctx: XdpContext) -> u32 {
+    finish(client::handle(&ctx))
+}
+
+/// Packets of backends that are not on the established path.
+#[xdp(frags)]
+fn from_backend(ctx: XdpContext) -> u32 {
+    finish(backend::handle(&ctx))
+}
+
+/// New flows.
+#[xdp(frags)]
+fn new_flow(ctx: XdpContext) -> u32 {
+    finish(new::handle(&ctx))
+}
+
+/// Turns a packet into the RST that answers it.
+#[xdp(frags)]
+fn reset(ctx: XdpContext) -> u32 {
+    finish(reset::handle(&ctx))
+}
+
+/// Everything else that may be for a VIP.
+#[xdp(frags)]
+fn other(ctx: XdpContext) -> u32 {
+    finish(other::handle(&ctx))
+}
+
+/// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
 #[xdp(frags)]
 fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
+}
+
+#[inline(always)]
+fn finish(outcome: Outcome) -> u32 {
+    match outcome {
+        Ok(action) => action,
+        Err(reason) => {
+            count::count(reason);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Hands the packet to another program; comes back only if that is not loaded.
+#[inline(always)]
+fn tail_call(ctx: &XdpContext, index: u32) -> Outcome {
+    // SAFETY: nothing of this program is needed after the call; indices are those of `program::TAIL_CALLED`.
+    unsafe { maps::PROGRAMS.tail_call(ctx, index) };
+    Err(Counter::TailCall)
+}
+
+#[inline(always)]
+fn to_other(ctx: &XdpContext) -> Outcome {
+    tail_call(ctx, program::OTHER_INDEX)
 }
 
 #[cfg(not(target_arch = "bpf"))]
@@ -24,6 +112,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
+/// The kernel offers some helpers only to programs under a GPL-compatible licence.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

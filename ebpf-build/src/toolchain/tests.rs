@@ -36,19 +36,19 @@ const NIGHTLY_SOURCES: &str = "/up/nightly/lib/rustlib/src/rust/library/core/src
 /// rustup with a nightly and the distribution's rustc, both with sources; the linker's LLVM is 22.
 fn full() -> Fake {
     Fake {
-        env: HashMap::from([("PATH", "/bin"), ("HOME", "/home/u")]),
+        env: HashMap::from([("PATH", "/bin"), ("HOME", "/u")]),
         files: vec![
             "/bin/bpf-linker",
             "/bin/cargo",
-            "/home/u/.cargo/bin/rustup",
+            "/u/.cargo/bin/rustup",
             SYSTEM_RUSTC,
             SYSTEM_SOURCES,
             NIGHTLY_SOURCES,
         ],
         answers: HashMap::from([
             ("/bin/bpf-linker --version", "bpf-linker 1.0.0 LLVM 22.1"),
-            ("/home/u/.cargo/bin/rustup toolchain list", "stable-x (active, default)\nnightly-x\n"),
-            ("/home/u/.cargo/bin/rustup which --toolchain nightly-x rustc", "/up/nightly/bin/rustc\n"),
+            ("/u/.cargo/bin/rustup toolchain list", "stable-x (active, default)\nnightly-x\n"),
+            ("/u/.cargo/bin/rustup which --toolchain nightly-x rustc", "/up/nightly/bin/rustc\n"),
             (
                 "/up/nightly/bin/rustc -vV",
                 "rustc 1.97.0-nightly\nrelease: 1.97.0-nightly\nLLVM version: 22.1.4\n",

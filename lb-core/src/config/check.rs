@@ -59,7 +59,10 @@ impl Checker<'_> {
         let sockets = services.iter().enumerate().map(|(i, s)| ((s.vip, s.port), self.in_service(i, "port")));
         self.unique(sockets, |(vip, port), line| {
             let socket = std::net::SocketAddr::new(vip, port);
-            format!("two services have the same `vip` and `port`: {socket}, also at line {line}; merge them or change one")
+            format!(
+                "two services have the same `vip` and `port`: {socket}, also at line {line}; merge them or \
+                 change one"
+            )
         });
         for (index, service) in services.iter().enumerate() {
             self.service(index, service);
@@ -69,8 +72,8 @@ impl Checker<'_> {
     fn service(&self, index: usize, service: &Service) {
         let error = |key: &str, message: String| self.sink.error(&self.in_service(index, key), message);
         if service.port == limits::ETCD_PEER_PORT {
-            let message = "`port` is etcd's peer port: 2380; remove this service: members must reach each other \
-                           directly, only client traffic (2379) is balanced";
+            let message = "`port` is etcd's peer port: 2380; remove this service: members must reach \
+                           each other directly, only client traffic (2379) is balanced";
             error("port", message.to_owned());
         }
         let finds_some = service.discovery.as_ref().is_some_and(|d| d.source != super::DiscoverySource::Etcd);
@@ -123,14 +126,15 @@ impl Checker<'_> {
                 let place = self.in_backend(index, number, "address");
                 if let Some(owner) = services.iter().find(|s| s.vip == ip) {
                     let message = format!(
-                        "`address` is the VIP of service \"{}\": \"{}\"; that would be a loop: write the member's own address",
+                        "`address` is the VIP of service \"{}\": \"{}\"; that would be a loop: write the \
+                         member's own address",
                         owner.name, backend.address
                     );
                     self.sink.error(&place, message);
                 } else if let Some(owner) = services.iter().find(|s| s.source_address == ip) {
                     let message = format!(
-                        "`address` is the `source_address` of service \"{}\": \"{}\"; that address is claimed by the \
-                         balancer: choose a free one as `source_address`",
+                        "`address` is the `source_address` of service \"{}\": \"{}\"; that address is claimed \
+                         by the balancer: choose a free one as `source_address`",
                         owner.name, backend.address
                     );
                     self.sink.error(&place, message);
@@ -147,8 +151,8 @@ impl Checker<'_> {
                 let owner = *first.entry((service.source_address, backend.address)).or_insert(index);
                 if owner != index {
                     let message = format!(
-                        "`address` is a backend of service \"{}\" too, from the same source address {}: \"{}\"; they would \
-                         share NAT ports: give one of the services a `source_address` of its own",
+                        "`address` is a backend of service \"{}\" too, from the same source address {}: \"{}\"; \
+                         they would share NAT ports: give one of the services a `source_address` of its own",
                         self.config.services[owner].name, service.source_address, backend.address
                     );
                     self.sink.error(&self.in_backend(index, number, "address"), message);

@@ -9,7 +9,8 @@ pub(super) type Span = Range<usize>;
 
 /// One remark on a place in the config.
 ///
-/// `{}` prints `FILE:LINE:COL: message`, for a log line; `{:#}` adds the line itself with a caret below, for a terminal.
+/// `{}` prints `FILE:LINE:COL: message`, for a log line; `{:#}` adds the line itself with a caret below, for
+/// a terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
     pub file: String,
@@ -33,7 +34,8 @@ impl fmt::Display for Diagnostic {
         }
         let number = line.to_string();
         let gutter = " ".repeat(number.len());
-        // A tab stays a tab, so that the caret stands below its character however wide the terminal shows tabs.
+        // A tab stays a tab, so that the caret stands below its character however wide the terminal shows
+        // tabs.
         let indent: String =
             line_text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         write!(f, "\n{gutter} |\n{number} | {line_text}\n{gutter} | {indent}{}", "^".repeat(*width))
@@ -50,7 +52,8 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Why a config cannot be used: everything found, in the file's order, at least one. Prints as for a terminal.
+/// Why a config cannot be used: everything found, in the file's order, at least one. Prints as for a
+/// terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<Diagnostic>);
 

@@ -4,8 +4,9 @@
 //! text ── toml ──▶ tables with places ── section, value ──▶ Config ── check, supported ──▶ Config, warnings
 //! ```
 //!
-//! [`schema`] holds every key and its default. Reading goes on after a mistake, so that one run shows all mistakes of a
-//! kind: first those of syntax, then those of single values, then those of values that do not fit together.
+//! [`schema`] holds every key and its default. Reading goes on after a mistake, so that one run shows all
+//! mistakes of a kind: first those of syntax, then those of single values, then those of values that do not
+//! fit together.
 
 mod check;
 mod diagnostic;

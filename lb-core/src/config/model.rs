@@ -45,7 +45,8 @@ pub struct Service {
     pub no_backend: NoBackend,
     pub prefer_local: bool,
     pub health: HealthCheck,
-    /// In the file's order; name and address are unique within the service. Not empty unless `discovery` finds some.
+    /// In the file's order; name and address are unique within the service. Not empty unless `discovery`
+    /// finds some.
     pub backends: Vec<Backend>,
     pub discovery: Option<Discovery>,
 }

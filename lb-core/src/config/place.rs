@@ -28,7 +28,8 @@ impl From<usize> for Step<'_> {
 }
 
 impl Document<'_> {
-    /// The place of the value, or of the innermost section around it that is written; the file's start if none is.
+    /// The place of the value, or of the innermost section around it that is written; the file's start if
+    /// none is.
     pub(super) fn place(&self, path: &[Step<'_>]) -> Span {
         self.walk(path).last().map_or(0..0, Spanned::span)
     }

@@ -1,5 +1,5 @@
-//! Every section and key of the config, with its default: the reader, the error messages and the documentation all
-//! take them from here.
+//! Every section and key of the config, with its default: the reader, the error messages and the
+//! documentation all take them from here.
 
 /// One section of the file.
 #[derive(Debug)]

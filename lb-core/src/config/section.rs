@@ -1,7 +1,8 @@
-//! A section of the file while it is read: knows its keys, refuses others, and reports each value that is wrong.
+//! A section of the file while it is read: knows its keys, refuses others, and reports each value that is
+//! wrong.
 //!
-//! Every method that gives `None` for a value that is needed has reported why. So a caller reads all it wants first, and
-//! unpacks with `?` last: then all mistakes of a section are found in one go.
+//! Every method that gives `None` for a value that is needed has reported why. So a caller reads all it wants
+//! first, and unpacks with `?` last: then all mistakes of a section are found in one go.
 
 use std::ops::RangeInclusive;
 

@@ -132,8 +132,8 @@ fn read_timing(section: &Section<'_>) -> Option<Timing> {
         return None;
     }
     if timeout > interval {
-        let message = "`timeout` is longer than `interval`: a probe that takes its whole timeout delays the next one, \
-                       which then follows at once";
+        let message = "`timeout` is longer than `interval`: a probe that takes its whole timeout delays the \
+                       next one, which then follows at once";
         section.warn("timeout", message);
     }
     let fast_interval = fast_interval.min(interval);

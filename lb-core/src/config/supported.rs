@@ -1,5 +1,5 @@
-//! What this release does not do yet. The parser knows the whole contract; what has no effect yet is refused here, so
-//! that nothing is ever silently ignored. Whoever builds a missing piece deletes its lines.
+//! What this release does not do yet. The parser knows the whole contract; what has no effect yet is refused
+//! here, so that nothing is ever silently ignored. Whoever builds a missing piece deletes its lines.
 
 use super::diagnostic::Sink;
 use super::model::{Algorithm, Backend, Config, HealthKind, Mode, OnBackendDown, Service};
@@ -26,8 +26,8 @@ impl OtherDefault {
     pub(super) fn warning(&self) -> String {
         let Self { schema, key, toml, default } = self;
         format!(
-            "`{key}` is not written in {}: its default {default} is not supported yet, so this release uses {toml}; \
-             write `{key} = {toml}` to keep that after an upgrade",
+            "`{key}` is not written in {}: its default {default} is not supported yet, so this release \
+             uses {toml}; write `{key} = {toml}` to keep that after an upgrade",
             schema.title
         )
     }
@@ -37,8 +37,8 @@ pub(super) fn other_default(schema: &Schema, key: &str) -> Option<&'static Other
     OTHER_DEFAULTS.iter().find(|other| other.schema == schema && other.key == key)
 }
 
-/// Refuses what is written and not supported yet. Sees what [`super::check`] sees: an address may still be of another
-/// family than its VIP, which is reported there.
+/// Refuses what is written and not supported yet. Sees what [`super::check`] sees: an address may still be of
+/// another family than its VIP, which is reported there.
 pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) {
     let not_yet = |path: &[Step<'_>], what: &str, fix: &str| {
         sink.error(&document.place(path), format!("{what} is not supported yet; {fix}"));

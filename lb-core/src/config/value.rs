@@ -122,8 +122,8 @@ impl FromToml for Duration {
     }
 }
 
-/// Whole numbers with units, the longest first, each once: `1h30m`. Exact; at most what 64 bits of nanoseconds hold,
-/// which is 584 years.
+/// Whole numbers with units, the longest first, each once: `1h30m`. Exact; at most what 64 bits of
+/// nanoseconds hold, which is 584 years.
 fn parse_duration(mut text: &str) -> Option<Duration> {
     let mut units = UNITS.iter();
     let mut sum = 0_u64;
@@ -245,7 +245,8 @@ pub(super) fn not_a_word(written: Option<&str>, words: &[&str]) -> Problem {
     }
 }
 
-/// The candidate that `word` is probably a slip of: at most a third of its letters differ, and never more than three.
+/// The candidate that `word` is probably a slip of: at most a third of its letters differ, and never more
+/// than three.
 pub(super) fn nearest<'c>(word: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     let word = word.to_lowercase();
     let (distance, near) = candidates

@@ -8,7 +8,7 @@ const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// A machine, its clock, and helpers that read like a story.
+/// A machine, its clock, and steps that read like a story.
 struct Story {
     health: Health,
     start: Instant,
@@ -217,8 +217,9 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
 }
 
 proptest! {
-    /// Whatever comes in whatever order: the machine wants to be looked at within one interval or one timeout, every
-    /// flip starts where the last one ended, and a backend that answers from then on is healthy in bounded time.
+    /// Whatever comes in whatever order: the machine wants to be looked at within one interval or one
+    /// timeout, every flip starts where the last one ended, and a backend that answers from then on is
+    /// healthy in bounded time.
     #[test]
     fn never_stuck(inputs in inputs(), rise in 1..4_u32, fall in 1..4_u32) {
         let timing = Timing { rise, fall, ..TIMING };

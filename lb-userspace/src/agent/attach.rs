@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use lb_common::maps;
-use lb_core::config::{self, Config};
+use lb_core::config::Config;
 use tracing::{error, info, warn};
 
 use crate::{
-    dataplane::{self, AttachedMode, DataPlane, XdpMode},
+    dataplane::{self, AttachedMode, DataPlane},
     netlink::{Link, Mirror},
 };
 
@@ -23,7 +23,7 @@ impl Attachments {
     /// Attaches to every interface of the config.
     ///
     /// # Errors
-    /// The first interface that cannot be attached to; those before it are detached again only by the caller.
+    /// The first interface that cannot be attached to.
     pub(super) fn attach_all(
         &mut self,
         config: &Config,
@@ -36,6 +36,19 @@ impl Attachments {
             }
         }
         Ok(())
+    }
+
+    /// Detaches from interfaces that only a former config named.
+    pub(super) fn leave_others(&self, mirror: &Mirror, plane: &mut DataPlane) {
+        let pinned = plane.pinned_interfaces().unwrap_or_default();
+        let ours: Vec<_> = self.attached.values().map(|(ifindex, _)| *ifindex).collect();
+        for ifindex in pinned.into_iter().filter(|ifindex| !ours.contains(ifindex)) {
+            let interface = mirror.link(ifindex).map_or("", |link| link.name.as_str());
+            match plane.detach_interface(ifindex) {
+                Ok(()) => info!(interface, ifindex, "detached: the config does not name it any more"),
+                Err(error) => error!(interface, ifindex, %error, "cannot detach"),
+            }
+        }
     }
 
     /// Follows interfaces that went away, came back, or came back as another one of the same name.
@@ -76,12 +89,7 @@ impl Attachments {
         link: &Link,
         plane: &mut DataPlane,
     ) -> Result<AttachedMode, dataplane::Error> {
-        let wanted = match config.xdp_mode {
-            config::XdpMode::Auto => XdpMode::Auto,
-            config::XdpMode::Native => XdpMode::Native,
-            config::XdpMode::Generic => XdpMode::Generic,
-        };
-        let mode = plane.attach(link.index, &link.name, wanted)?;
+        let mode = plane.attach(link.index, &link.name, config.xdp_mode)?;
         self.attached.insert(link.name.clone(), (link.index, mode));
         self.failed.remove(&link.name);
         Ok(mode)

@@ -25,6 +25,7 @@ impl Agent {
     }
 
     fn drain(&mut self, request: &DrainRequest, draining: Draining) -> Result<DrainAnswer, String> {
+        self.take_census();
         let found = self.find_backends(request)?;
         let mut backends = Vec::with_capacity(found.len());
         for (key, service, backend) in found {
@@ -43,7 +44,7 @@ impl Agent {
                 service,
                 backend,
                 address: key.address.to_string(),
-                flows: self.backend_flows(&key).established,
+                flows: self.backend_flows(&key).established.into(),
                 changed,
             });
         }

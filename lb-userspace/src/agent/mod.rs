@@ -64,9 +64,6 @@ pub fn run(options: &Options) -> Result<(), Error> {
         let result = turn(&mut agent, commands).await;
         // Who asks from now on is told that nobody is there.
         let _ = std::fs::remove_file(&agent.config.api.socket);
-        if result.is_err() && !agent.serving {
-            start::undo(agent.plane, &agent.config.api.pin_dir);
-        }
         result
     })
 }

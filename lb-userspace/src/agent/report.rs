@@ -13,12 +13,11 @@ use super::state::Agent;
 use crate::{
     api::{
         command::{FLOW_LIMIT, FlowEntry, FlowList, FlowQuery},
-        endpoint,
         metrics::{self, BackendFigures, Figures, ReloadFigures},
         status::{BackendStatus, FlowTableStatus, InterfaceStatus, Role, ServiceStatus, Status},
         timestamp,
     },
-    dataplane::{BackendCensus, FlowFilter},
+    dataplane::{BackendCensus, FlowFilter, FlowState, FlowView},
 };
 
 /// How old a census may be: half of the 500 ms that figures may be, so that polling costs little.
@@ -44,7 +43,6 @@ impl Agent {
     /// What `status` shows.
     pub(super) fn status(&mut self) -> Status {
         self.take_census();
-        let established = |service: &ServiceStatus| service.flows;
         let services: Vec<_> = self
             .config
             .services
@@ -66,10 +64,7 @@ impl Agent {
                 })
                 .collect(),
             flow_table: FlowTableStatus {
-                used: self.census.as_ref().map_or_else(
-                    || services.iter().map(established).sum(),
-                    |(_, census)| census.total.established,
-                ),
+                used: self.census.total.established.into(),
                 capacity: self.config.max_flows.into(),
             },
             services,
@@ -82,7 +77,7 @@ impl Agent {
         let status = self.status();
         let figures = Figures {
             status,
-            half_open: self.census.as_ref().map_or(0, |(_, census)| census.total.half_open),
+            half_open: self.census.total.half_open.into(),
             counters: self.plane.counters().unwrap_or_else(|error| {
                 warn!(%error, "the counters cannot be read");
                 Default::default()
@@ -107,46 +102,62 @@ impl Agent {
 
     /// What `flows` shows.
     pub(super) fn flows(&self, query: &FlowQuery) -> Result<FlowList, String> {
-        let wanted =
-            |backend: &Backend, name: &str| backend.name == name || backend.address.to_string() == name;
+        // One more than is shown tells whether there are more.
+        let limit = FLOW_LIMIT + 1;
+        let mut filter = FlowFilter { client: query.client, backend: None, nat_port: query.nat_port };
+        let mut found = match &query.backend {
+            None => self.plane.flows(&filter, limit),
+            Some(name) => {
+                let mut found = Vec::new();
+                for number in self.numbers_of(name)? {
+                    filter.backend = Some(number);
+                    found.extend(self.plane.flows(&filter, limit - found.len()));
+                }
+                found
+            }
+        };
+        let truncated = found.len() > FLOW_LIMIT;
+        found.truncate(FLOW_LIMIT);
+        Ok(FlowList { flows: found.iter().map(|flow| self.flow_entry(flow)).collect(), truncated })
+    }
+
+    /// Numbers of the backends with this name or address.
+    fn numbers_of(&self, name: &str) -> Result<Vec<u16>, String> {
         let all = self.config.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b)));
-        if let Some(name) = &query.backend
-            && !all.clone().any(|(_, backend)| wanted(backend, name))
-        {
+        let named: Vec<_> = all
+            .filter(|(_, backend)| backend.name == name || backend.address.to_string() == name)
+            .map(|(service, backend)| BackendKey::new(service, backend))
+            .collect();
+        if named.is_empty() {
             return Err(format!(
                 "there is no backend with the name or address \"{name}\"; see `etcd-lb status`"
             ));
         }
-        let filter = FlowFilter { client: query.client, backend: None, nat_port: query.nat_port };
-        let mut flows = Vec::new();
-        let mut truncated = false;
-        // One more than fits tells whether there are more.
-        for flow in self.plane.flows(&filter, usize::MAX) {
-            let of = all.clone().find(|(service, backend)| {
-                (service.vip, service.port, backend.address) == (flow.vip, flow.port, flow.backend)
-            });
-            if let Some(name) = &query.backend
-                && !of.is_some_and(|(_, backend)| wanted(backend, name))
-            {
-                continue;
+        let numbers = named.iter().map(|key| self.plane.backend_number(key.vip, key.port, key.address));
+        Ok(numbers.flatten().collect())
+    }
+
+    fn flow_entry(&self, flow: &FlowView) -> FlowEntry {
+        let (vip, port) = (flow.service.ip(), flow.service.port());
+        let service = self.config.services.iter().find(|service| (service.vip, service.port) == (vip, port));
+        let backend = service.and_then(|s| s.backends.iter().find(|backend| backend.address == flow.backend));
+        let address = flow.backend.to_string();
+        FlowEntry {
+            client: flow.client.to_string(),
+            // A service or backend that has left the config goes by its address.
+            service: service.map_or_else(|| flow.service.to_string(), |service| service.name.clone()),
+            vip: flow.service.to_string(),
+            backend: backend.map_or_else(|| address.clone(), |backend| backend.name.clone()),
+            address,
+            nat_port: flow.nat_port,
+            state: match flow.state {
+                FlowState::HalfOpen => "half-open",
+                FlowState::Established => "established",
+                FlowState::Closed => "closed",
             }
-            if flows.len() == FLOW_LIMIT {
-                truncated = true;
-                break;
-            }
-            let address = flow.backend.to_string();
-            flows.push(FlowEntry {
-                client: flow.client.to_string(),
-                service: of.map_or_else(String::new, |(service, _)| service.name.clone()),
-                vip: endpoint(flow.vip, flow.port),
-                backend: of.map_or_else(|| address.clone(), |(_, backend)| backend.name.clone()),
-                address,
-                nat_port: flow.nat_port,
-                state: flow.state.to_string(),
-                idle_ms: u64::try_from(flow.idle.as_millis()).unwrap_or(u64::MAX),
-            });
+            .into(),
+            idle_ms: u64::try_from(flow.idle.as_millis()).unwrap_or(u64::MAX),
         }
-        Ok(FlowList { flows, truncated })
     }
 
     /// Whether new connections are served; if not, why.
@@ -174,8 +185,7 @@ impl Agent {
     /// Flows of a backend, by the last census.
     pub(super) fn backend_flows(&self, key: &BackendKey) -> BackendCensus {
         let number = self.plane.backend_number(key.vip, key.port, key.address);
-        let census = self.census.as_ref().map(|(_, census)| census);
-        number.zip(census).and_then(|(number, census)| census.backend(number)).unwrap_or_default()
+        number.map_or_else(BackendCensus::default, |number| self.census.of(number))
     }
 
     fn takes_flows(&self, service: &Service, backend: &Backend) -> bool {
@@ -184,19 +194,18 @@ impl Agent {
         healthy && !self.drains.contains_key(&key)
     }
 
-    fn take_census(&mut self) {
-        if self.census.as_ref().is_some_and(|(at, _)| at.elapsed() < CENSUS_AGE) {
-            return;
-        }
-        match self.plane.census() {
-            Ok(census) => self.census = Some((Instant::now(), census)),
-            Err(error) => warn!(%error, "the flows cannot be counted"),
+    /// Counts the flows anew, unless that was done just now.
+    pub(super) fn take_census(&mut self) {
+        if self.census_at.is_none_or(|at| at.elapsed() >= CENSUS_AGE) {
+            self.census = self.plane.census();
+            self.census_at = Some(Instant::now());
         }
     }
 
     fn service_status(&self, service: &Service, fail_open: bool) -> ServiceStatus {
         let backends: Vec<_> = service.backends.iter().map(|b| self.backend_status(service, b)).collect();
-        let half_open = |b: &Backend| self.backend_flows(&BackendKey::new(service, b)).half_open;
+        let half_open =
+            |b: &Backend| -> u64 { self.backend_flows(&BackendKey::new(service, b)).half_open.into() };
         ServiceStatus {
             name: service.name.clone(),
             vip: service.vip.to_string(),
@@ -214,6 +223,7 @@ impl Agent {
         let key = BackendKey::new(service, backend);
         let check = self.checks.get(&key);
         let state = check.map_or(State::Starting, |check| check.health().state());
+        let number = self.plane.backend_number(key.vip, key.port, key.address);
         let drained = self.drains.get(&key).copied();
         let since = drained.or_else(|| check.map(|check| check.since()));
         let last_check = check.and_then(|check| check.health().last_check());
@@ -223,8 +233,8 @@ impl Agent {
             state: if drained.is_some() { "draining" } else { state.as_str() }.into(),
             reason: check.map_or_else(String::new, |check| check.health().reason().to_owned()),
             weight: backend.weight,
-            flows: self.backend_flows(&key).established,
-            slots: self.plane.slots(key.vip, key.port, key.address),
+            flows: self.backend_flows(&key).established.into(),
+            slots: number.map_or(0, |number| self.plane.maglev_slots(number) as u64),
             leader: None,
             version: None,
             cluster_id: None,
@@ -241,7 +251,7 @@ impl Agent {
         BackendFigures {
             up: check.is_some_and(|check| check.health().state() == State::Healthy),
             counters: counters.unwrap_or_default(),
-            nat_ports: self.backend_flows(&key).nat_ports,
+            nat_ports: self.backend_flows(&key).nat_ports_used().into(),
             checks: check.map_or_else(Default::default, |check| *check.figures()),
         }
     }

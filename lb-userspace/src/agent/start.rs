@@ -34,11 +34,8 @@ pub(super) async fn start(
     let commands = listen(&loaded.config).await?;
     let plane = open_data_plane(&loaded.config.api.pin_dir, loaded.config.max_flows)?;
     // A data plane that is attached answers for the VIPs itself.
-    if plane.attached().is_empty()
-        && let Err(error) = fit::vips_are_free(&loaded.config, network.mirror(), &[]).await
-    {
-        undo(plane, &loaded.config.api.pin_dir);
-        return Err(error);
+    if plane.pinned_interfaces()?.is_empty() {
+        fit::vips_are_free(&loaded.config, network.mirror(), &[]).await?;
     }
     let mut agent = Agent::new(options, loaded, network, plane, notifier, lock);
     agent.look_up_hops().await;
@@ -58,6 +55,8 @@ impl Agent {
         self.try_reconcile()?;
         self.attachments.attach_all(&self.config, self.network.mirror(), &mut self.plane)?;
         self.try_reconcile()?;
+        self.attachments.leave_others(self.network.mirror(), &mut self.plane);
+        self.plane.keep();
         self.serving = true;
         self.announce();
         Ok(())
@@ -82,18 +81,6 @@ fn open_data_plane(pin_dir: &Path, max_flows: u32) -> Result<DataPlane, Error> {
         info!(pin_dir = %pin_dir.display(), "the data plane of an earlier agent is taken over");
     }
     Ok(plane)
-}
-
-/// Removes what was pinned by a start that came to nothing.
-pub(super) fn undo(plane: DataPlane, pin_dir: &Path) {
-    if plane.adopted() {
-        return;
-    }
-    // It holds the pin directory.
-    drop(plane);
-    if let Err(error) = dataplane::detach(pin_dir) {
-        warn!(%error, "what was pinned could not be removed; try `etcd-lb detach`");
-    }
 }
 
 /// Opens the API's listeners.

@@ -52,8 +52,10 @@ pub(super) struct Agent {
     pub(super) unreconciled: bool,
     /// The last reload.
     pub(super) reloaded: Reloaded,
-    /// The last census, and when it was taken.
-    pub(super) census: Option<(Instant, Census)>,
+    /// The last census.
+    pub(super) census: Census,
+    /// When it was taken; `None`: what it says is no longer so.
+    pub(super) census_at: Option<Instant>,
     /// The way to systemd.
     pub(super) notifier: Notifier,
     /// Held while the agent lives.
@@ -95,7 +97,8 @@ impl Agent {
             serving: false,
             unreconciled: false,
             reloaded: Reloaded::now(),
-            census: None,
+            census: Census::default(),
+            census_at: None,
             notifier,
             _lock: lock,
         }
@@ -177,7 +180,7 @@ impl Agent {
         let decision = desired::desired(&self.config, &world::View(self));
         self.plane.reconcile(&decision.desired)?;
         // What follows from this is shown at once.
-        self.census = None;
+        self.census_at = None;
         let before = std::mem::replace(&mut self.failing_open, decision.failing_open);
         for (service, (before, now)) in self.config.services.iter().zip(before.iter().zip(&self.failing_open))
         {

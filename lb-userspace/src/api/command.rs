@@ -144,7 +144,7 @@ pub struct FlowEntry {
     pub address: String,
     /// The source port toward the backend.
     pub nat_port: u16,
-    /// `half-open`, `established`, `closing` or `closed`.
+    /// `half-open`, `established` or `closed`.
     pub state: String,
     /// Milliseconds since the last packet.
     pub idle_ms: u64,

@@ -150,7 +150,8 @@ fn no_service() {
 /// All mistakes of a kind at once, in the file's order, each with its line.
 #[test]
 fn errors_show_the_line() {
-    let text = "interface = \"eth0\"\r\n\tmax_flows = 5\r\n\n[[service]]\nname = \"größe\"  # x\nport = 1\nnme = 2\nvip = 3";
+    let text = "interface = \"eth0\"\r\n\tmax_flows = 5\r\n\n\
+        [[service]]\nname = \"größe\"  # x\nport = 1\nnme = 2\nvip = 3";
     let errors = parse(text, "/etc/etcd-lb/config.toml").unwrap_err();
     let expected = "\
 /etc/etcd-lb/config.toml:2:14: `max_flows` is out of range: 5; write a value from 1024 to 4194304

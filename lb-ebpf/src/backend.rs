@@ -1,0 +1,121 @@
+//! Packets of backends that are not on the established path: SYN-ACK, refusal, FIN, RST, and what belongs to no flow.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::{
+    claim::{self, Claim, State},
+    counters::Counter,
+    maps::{BACKEND_USED, Flow, FlowKey, Record},
+    tcp::{self, Segment},
+};
+
+use crate::{
+    Outcome, clock, count,
+    established::count_out,
+    handover, life,
+    lookup::{forward_entry, record},
+    maps::{BACKENDS, SERVICES},
+    nat::{self, End},
+    reset,
+};
+
+#[inline(always)]
+pub fn handle(ctx: &XdpContext) -> Outcome {
+    let (link, packet, number) = handover::take(ctx)?;
+    let segment = &packet.segment;
+    let (Some((record, claim)), Some(backend)) =
+        (record(number, packet.ports.1.get()), BACKENDS.get(number as u32))
+    else {
+        return unknown(ctx, segment);
+    };
+    let Some(service) = SERVICES.get(backend.service as u32) else { return unknown(ctx, segment) };
+    if !claim.is_live() {
+        return unknown(ctx, segment);
+    }
+    // SAFETY: a live map value; only what backends' packets write is written, or the claim, atomically.
+    let record = unsafe { &mut *record };
+    if record.epoch != backend.epoch || backend.flags & BACKEND_USED == 0 {
+        if segment.any(tcp::RST) {
+            return Err(Counter::UnknownRst);
+        }
+        return reset::answer(ctx, Counter::FlowReset);
+    }
+    let key = FlowKey { client: record.client, port: record.client_port, service: backend.service };
+    // The forward entry also tells whether the identity that was just read is of the claim's owner.
+    let Some(flow) = forward_entry(&key) else { return unknown(ctx, segment) };
+    // SAFETY: a live map value; only read here.
+    let flow: &Flow = unsafe { &*flow };
+    if flow.generation != claim.generation() || flow.backend != number {
+        return unknown(ctx, segment);
+    }
+    let step = what_it_says(segment, flow, record, claim);
+    if step == claim::RESET && !claim.has(claim::SYN_ACKED) {
+        count::backend(number, |counters| counters.refused += 1);
+    }
+    record.last_seen = clock::coarse();
+    life::step(&key, flow, record, claim, step);
+    let (ifindex, mac) = (record.ifindex, record.client_mac);
+    if link.tags != [record.outer_tag, record.inner_tag] {
+        return Err(Counter::Vlan);
+    }
+    count_out(&packet, number);
+    let from = End { address: service.vip, port: service.port };
+    let to = End { address: key.client, port: key.port };
+    // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
+    unsafe {
+        nat::rewrite(packet.ip, packet.tcp, from, to)?;
+        nat::transmit(ctx, link.ethernet, ifindex, mac)
+    }
+}
+
+/// The step that a segment means for its flow; the record's view of the backend is brought up to date.
+#[inline(always)]
+fn what_it_says(segment: &Segment, flow: &Flow, record: &mut Record, claim: Claim) -> u64 {
+    if segment.any(tcp::RST) {
+        // Before the SYN-ACK a RST is known by its ACK of the SYN (RFC 9293 section 3.10.7.3), later by its SEQ.
+        let exact = if claim.is(State::HalfOpen) && !claim.has(claim::SYN_ACKED) {
+            segment.any(tcp::ACK) && segment.ack == record.client_edge
+        } else {
+            segment.seq == flow.last_ack || segment.seq == record.edge
+        };
+        if exact {
+            return claim::RESET;
+        }
+        count::count(Counter::RstNotExact);
+        return 0;
+    }
+    let mut step = 0;
+    if segment.any(tcp::ACK) {
+        record.last_ack = segment.ack;
+        if claim.has(claim::CLIENT_FIN) && tcp::seq_at_or_after(segment.ack, record.client_edge) {
+            step |= claim::CLIENT_FIN_ACKED;
+        }
+    }
+    if segment.is_syn_ack() {
+        if claim.is(State::HalfOpen) {
+            record.edge = segment.seq_end();
+            step |= claim::SYN_ACKED;
+        }
+        return step;
+    }
+    if claim.is(State::HalfOpen) {
+        return step;
+    }
+    // After the FIN only the FIN itself, sent again, tells where the backend's sequence ends.
+    if segment.any(tcp::FIN) {
+        step |= claim::BACKEND_FIN;
+        record.edge = segment.seq_end();
+    } else if !claim.has(claim::BACKEND_FIN) {
+        record.edge = segment.seq_end();
+    }
+    step
+}
+
+/// A packet for a connection that is not known: a RST ends the backend's half of it.
+#[inline(always)]
+fn unknown(ctx: &XdpContext, segment: &Segment) -> Outcome {
+    if segment.any(tcp::RST) {
+        return Err(Counter::UnknownRst);
+    }
+    let handshake = segment.any(tcp::SYN);
+    reset::answer(ctx, if handshake { Counter::StaleHandshake } else { Counter::UnknownReturn })
+}

@@ -1,0 +1,123 @@
+//! Packets of clients that are not on the established path: the handshake's last ACK, FIN, RST, a changed MAC, and what
+//! belongs to no flow.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::{
+    claim::{self, Claim, State},
+    counters::Counter,
+    maps::{Backend, Flow, FlowKey, Record, program},
+    tcp,
+};
+
+use crate::{
+    Outcome, clock, count,
+    established::count_in,
+    frame::{Link, TcpPacket},
+    handover, life,
+    lookup::{forward_entry, record_of},
+    maps::{FLOWS, HALF_OPEN},
+    nat::{self, End},
+    reset, tail_call,
+};
+
+#[inline(always)]
+pub fn handle(ctx: &XdpContext) -> Outcome {
+    let (link, packet, service) = handover::take(ctx)?;
+    let key = FlowKey { client: packet.source, port: packet.ports.0, service };
+    if let Some(flow) = forward_entry(&key) {
+        // SAFETY: a live map value. An entry that another CPU removes meanwhile may be reused for another key; then its
+        // generation or the record's client do not match, and nothing is done by it.
+        let flow = unsafe { &mut *flow };
+        if let Some((record, claim, backend)) = record_of(&key, flow) {
+            if packet.segment.is_syn() && claim.is(State::Closed) {
+                return tail_call(ctx, program::NEW_INDEX);
+            }
+            // SAFETY: a live map value; only what clients' packets write is written, or the claim, atomically.
+            return known(ctx, &link, &packet, &key, flow, unsafe { &mut *record }, claim, backend);
+        }
+        // Its NAT port went to another flow.
+        let _gone_already = FLOWS.remove(key);
+        let _gone_already = HALF_OPEN.remove(key);
+    }
+    if packet.segment.is_syn() {
+        return tail_call(ctx, program::NEW_INDEX);
+    }
+    if packet.segment.any(tcp::RST) {
+        return Err(Counter::UnknownRst);
+    }
+    reset::answer(ctx, Counter::UnknownFlow)
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "one packet and its flow; a struct of references costs stack")]
+fn known(
+    ctx: &XdpContext,
+    link: &Link,
+    packet: &TcpPacket,
+    key: &FlowKey,
+    flow: &mut Flow,
+    record: &mut Record,
+    claim: Claim,
+    backend: &Backend,
+) -> Outcome {
+    let segment = &packet.segment;
+    if flow.epoch != backend.epoch {
+        if segment.any(tcp::RST) {
+            return Err(Counter::UnknownRst);
+        }
+        return reset::answer(ctx, Counter::FlowReset);
+    }
+    let mut step = 0;
+    if segment.any(tcp::RST) {
+        if segment.seq == record.last_ack || segment.seq == flow.edge {
+            step = claim::RESET;
+        } else {
+            count::count(Counter::RstNotExact);
+        }
+    } else {
+        if segment.any(tcp::ACK) {
+            if claim.is(State::HalfOpen) && segment.ack == record.edge {
+                step |= claim::HANDSHAKE_DONE;
+            }
+            if claim.has(claim::BACKEND_FIN) && tcp::seq_at_or_after(segment.ack, record.edge) {
+                step |= claim::BACKEND_FIN_ACKED;
+            }
+            if claim.is(State::HalfOpen) || tcp::plausible_ack(segment.ack, flow.last_ack) {
+                flow.last_ack = segment.ack;
+                learn_mac(link, flow, record);
+            }
+        }
+        if segment.any(tcp::FIN) {
+            step |= claim::CLIENT_FIN;
+        }
+        if segment.any(tcp::FIN | tcp::SYN) {
+            record.client_edge = segment.seq_end();
+        }
+        flow.edge = segment.seq_end();
+    }
+    flow.last_seen = clock::coarse();
+    life::step(key, flow, record, claim, step);
+    if link.tags != backend.hop.tags {
+        return Err(Counter::Vlan);
+    }
+    let (number, port) = (flow.backend, flow.nat_port);
+    count_in(packet, number);
+    let from = End { address: backend.source, port };
+    let to = End { address: backend.address, port: backend.port };
+    // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
+    unsafe {
+        nat::rewrite(packet.ip, packet.tcp, from, to)?;
+        nat::transmit(ctx, link.ethernet, backend.hop.ifindex, backend.hop.mac)
+    }
+}
+
+/// The client's MAC follows its packets; the caller checked that their ACK comes from the end of this connection.
+#[inline(always)]
+fn learn_mac(link: &Link, flow: &mut Flow, record: &mut Record) {
+    // SAFETY: `Link::parse` checked that the header lies in the frame.
+    let mac = unsafe { (*link.ethernet).source };
+    if flow.client_mac != mac {
+        flow.client_mac = mac;
+        record.client_mac = mac;
+    }
+}

@@ -1,0 +1,210 @@
+//! The frame under way: the one bounds-checked accessor, and what the headers say of the packet.
+
+use aya_ebpf::{EbpfContext as _, helpers::generated, programs::XdpContext};
+use lb_common::{
+    addr::{Addr, Mac, Port},
+    counters::Counter,
+    tcp::{self, Segment},
+    wire::{Ethernet, IPV4_LEN, Ipv4, Tcp, Vlan, ethertype, protocol},
+};
+
+/// A frame's linear part. To be taken anew after any helper that can move it.
+#[derive(Clone, Copy)]
+pub struct Frame {
+    start: usize,
+    end: usize,
+}
+
+impl Frame {
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self { start: ctx.data(), end: ctx.data_end() }
+    }
+
+    /// A header at `offset`, if the whole of it lies in the frame: reads and writes through the pointer stay inside as
+    /// long as the frame is not moved.
+    #[inline(always)]
+    pub fn at<T>(&self, offset: u32) -> Option<*mut T> {
+        let start = self.start + offset as usize;
+        if start + size_of::<T>() > self.end { None } else { Some(start as *mut T) }
+    }
+
+    /// Whether the linear part has `length` octets.
+    #[inline(always)]
+    pub fn has(&self, length: u32) -> bool {
+        self.start + length as usize <= self.end
+    }
+}
+
+/// Length of the frame, also of one that does not lie in one piece, octets.
+#[inline(always)]
+pub fn length(ctx: &XdpContext) -> u32 {
+    // SAFETY: the helper takes the context that the program was called with.
+    unsafe { generated::bpf_xdp_get_buff_len(ctx.ctx) as u32 }
+}
+
+/// The interface that the frame came in by.
+#[inline(always)]
+pub fn ingress(ctx: &XdpContext) -> u32 {
+    ctx.ingress_ifindex() as u32
+}
+
+/// Ethernet header and VLAN tags.
+#[derive(Clone, Copy)]
+pub struct Link {
+    /// The Ethernet header.
+    pub ethernet: *mut Ethernet,
+    /// EtherType of what follows, network order.
+    pub ethertype: u16,
+    /// Where it starts, octets: 14, 18 or 22.
+    pub l3: u32,
+    /// Tag control information, outermost first, network order; 0: no tag.
+    pub tags: [u16; 2],
+}
+
+impl Link {
+    /// Reads up to two tags; a third one is left as the EtherType, which is then none of ours.
+    #[inline(always)]
+    pub fn parse(frame: &Frame) -> Option<Self> {
+        let ethernet = frame.at::<Ethernet>(0)?;
+        // SAFETY: `at` checked that the header lies in the frame.
+        let ethertype = unsafe { (*ethernet).ethertype };
+        let mut link = Self { ethernet, ethertype, l3: 14, tags: [0; 2] };
+        if is_tag(link.ethertype) {
+            let outer = frame.at::<Vlan>(14)?;
+            // SAFETY: `at` checked that the tag lies in the frame.
+            unsafe {
+                link.tags[0] = (*outer).control;
+                link.ethertype = (*outer).ethertype;
+            }
+            link.l3 = 18;
+            if is_tag(link.ethertype) {
+                let inner = frame.at::<Vlan>(18)?;
+                // SAFETY: `at` checked that the tag lies in the frame.
+                unsafe {
+                    link.tags[1] = (*inner).control;
+                    link.ethertype = (*inner).ethertype;
+                }
+                link.l3 = 22;
+            }
+        }
+        Some(link)
+    }
+}
+
+#[inline(always)]
+fn is_tag(ethertype: u16) -> bool {
+    ethertype == ethertype::VLAN || ethertype == ethertype::SERVICE_VLAN
+}
+
+/// A whole TCP packet: headers that do not contradict each other or the frame.
+#[derive(Clone, Copy)]
+pub struct TcpPacket {
+    /// The IPv4 header.
+    pub ip: *mut Ipv4,
+    /// The TCP header.
+    pub tcp: *mut Tcp,
+    /// Where the TCP header starts, octets: at most 82.
+    pub l4: u32,
+    /// From whom.
+    pub source: Addr,
+    /// To whom.
+    pub destination: Addr,
+    /// The ports, from and to.
+    pub ports: (Port, Port),
+    /// Length of the IP packet, octets.
+    pub length: u16,
+    /// What TCP says.
+    pub segment: Segment,
+}
+
+impl TcpPacket {
+    /// Length of the IP packet, octets.
+    #[inline(always)]
+    pub fn octets(&self) -> u64 {
+        self.length as u64
+    }
+
+    /// Reads an IPv4 packet; the error names what is wrong with it, or that it is no TCP.
+    #[inline(always)]
+    pub fn parse(ctx: &XdpContext, frame: &Frame, link: &Link) -> Result<Self, Counter> {
+        let ip = frame.at::<Ipv4>(link.l3).ok_or(Counter::Malformed)?;
+        // SAFETY: `at` checked that the header lies in the frame.
+        let header = unsafe { &*ip };
+        if !header.is_sound() {
+            return Err(Counter::Malformed);
+        }
+        if header.is_fragment() {
+            return Err(Counter::Fragment);
+        }
+        if header.protocol() != protocol::TCP {
+            return Err(Counter::Protocol);
+        }
+        let ip_len = header.header_len();
+        let total = u16::from_be(header.total_length) as u32;
+        let tcp = frame.at::<Tcp>(link.l3 + ip_len).ok_or(Counter::Malformed)?;
+        // SAFETY: `at` checked that the header lies in the frame.
+        let (tcp_len, seq, ack, flags, ports) = unsafe {
+            (
+                (*tcp).header_len(),
+                u32::from_be((*tcp).seq),
+                u32::from_be((*tcp).ack),
+                (*tcp).flags(),
+                (Port::from_word((*tcp).source), Port::from_word((*tcp).destination)),
+            )
+        };
+        let headers = ip_len + tcp_len;
+        if tcp_len < tcp::HEADER_LEN || total < headers {
+            return Err(Counter::Malformed);
+        }
+        // The rest of a frame in several pieces does not show in the linear part.
+        if !frame.has(link.l3 + total) && length(ctx) < link.l3 + total {
+            return Err(Counter::Malformed);
+        }
+        Ok(Self {
+            ip,
+            tcp,
+            l4: link.l3 + ip_len,
+            source: Addr::from_v4_word(header.source),
+            destination: Addr::from_v4_word(header.destination),
+            ports,
+            length: total as u16,
+            segment: Segment { seq, ack, payload: total - headers, flags },
+        })
+    }
+}
+
+/// Writes a MAC into a frame, word by word: a copy of six octets would become a call to `memmove`, which the verifier
+/// does not take.
+///
+/// # Safety
+/// `place` lies in the frame, at an even address.
+#[inline(always)]
+pub unsafe fn put_mac(place: *mut Mac, mac: Mac) {
+    let words: [u16; 3] = zerocopy::transmute!(mac);
+    let place = place.cast::<u16>();
+    // SAFETY: the caller vouches for the place, which is six octets long.
+    unsafe {
+        place.write_volatile(words[0]);
+        place.add(1).write_volatile(words[1]);
+        place.add(2).write_volatile(words[2]);
+    }
+}
+
+/// Shortens or lengthens the frame to `wanted` octets. Every pointer into it is void afterwards.
+#[inline(always)]
+pub fn resize(ctx: &XdpContext, wanted: u32) -> Result<(), Counter> {
+    let delta = wanted as i32 - length(ctx) as i32;
+    // SAFETY: the helper takes the context that the program was called with, and checks the length itself.
+    let done = delta == 0 || unsafe { generated::bpf_xdp_adjust_tail(ctx.as_ptr().cast(), delta) } == 0;
+    if done { Ok(()) } else { Err(Counter::AdjustFailed) }
+}
+
+/// Length of a reply of `total` octets of IP in a frame whose IP header starts at `l3`.
+#[inline(always)]
+pub fn reply_length(l3: u32, total: u32) -> u32 {
+    let length = l3 + total;
+    if length < lb_common::wire::MIN_FRAME { lb_common::wire::MIN_FRAME } else { length }
+}
+
+const _: () = assert!(IPV4_LEN == 20);

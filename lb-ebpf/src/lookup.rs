@@ -1,0 +1,35 @@
+//! Which flow a packet belongs to, for the programs off the established path.
+
+use lb_common::{
+    claim::Claim,
+    maps::{Backend, Flow, FlowKey, Record},
+};
+
+use crate::maps::{BACKENDS, FLOWS, HALF_OPEN, PORTS};
+
+/// The forward entry of a flow in whichever state.
+#[inline(always)]
+pub fn forward_entry(key: &FlowKey) -> Option<*mut Flow> {
+    FLOWS.get_ptr_mut(key).or_else(|| HALF_OPEN.get_ptr_mut(key))
+}
+
+/// The record of a NAT port and its claim.
+#[inline(always)]
+pub fn record(backend: u16, port: u16) -> Option<(*mut Record, Claim)> {
+    let record = PORTS.get_value_ptr_mut(backend as u32, &(port as u32))?;
+    // SAFETY: a live map value.
+    let claim = unsafe { (&raw const (*record).claim).read_volatile() };
+    Some((record, Claim(claim)))
+}
+
+/// The record that a forward entry names, if it still is this client's.
+#[inline(always)]
+pub fn record_of<'a>(key: &FlowKey, flow: &Flow) -> Option<(*mut Record, Claim, &'a Backend)> {
+    let backend = BACKENDS.get(flow.backend as u32)?;
+    let (record, claim) = record(flow.backend, flow.nat_port.get())?;
+    // SAFETY: a live map value.
+    let (client, port) = unsafe { ((*record).client, (*record).client_port) };
+    let ours =
+        claim.is_live() && claim.generation() == flow.generation && client == key.client && port == key.port;
+    if ours && backend.service == key.service { Some((record, claim, backend)) } else { None }
+}

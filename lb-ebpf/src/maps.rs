@@ -1,0 +1,68 @@
+//! The maps. Names and layouts are those of [`lb_common::maps`], to which a test holds this object.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    macros::btf_map,
+};
+use lb_common::{
+    counters::{BackendCounters, Counters},
+    maps::{
+        self, AllowData, Backend, Filter, Flow, FlowKey, Interface, LOAD_SLOTS, Layout, Lease, Load,
+        MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_SLOTS, Record,
+        ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface,
+    },
+};
+
+use crate::handover::Handover;
+
+/// The agent maps these into its memory.
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+/// LPM tries allocate their nodes as they come.
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+// The loader sets the capacities of these two from `max_flows`.
+const FLOWS_CAPACITY: usize = maps::flows_capacity(maps::DEFAULT_MAX_FLOWS) as usize;
+const HALF_OPEN_CAPACITY: usize = maps::half_open_capacity(maps::DEFAULT_MAX_FLOWS) as usize;
+
+#[btf_map(name = "layout")]
+pub static LAYOUT: Array<Layout, 1> = Array::new();
+#[btf_map(name = "filter")]
+pub static FILTER: Array<Filter, 1> = Array::new();
+#[btf_map(name = "interfaces")]
+pub static INTERFACES: Array<Interface, MAX_INTERFACES> = Array::new();
+#[btf_map(name = "vips")]
+pub static VIPS: HashMap<VipOnInterface, VipClaim, MAX_VIPS> = HashMap::new();
+#[btf_map(name = "service_ports")]
+pub static SERVICE_PORTS: HashMap<ServiceKey, u32, MAX_SERVICES> = HashMap::new();
+#[btf_map(name = "services")]
+pub static SERVICES: Array<Service, MAX_SERVICES> = Array::new();
+#[btf_map(name = "allow")]
+pub static ALLOW: LpmTrie<AllowData, u32, MAX_ALLOW, NO_PREALLOC> = LpmTrie::new();
+#[btf_map(name = "backends")]
+pub static BACKENDS: Array<Backend, MAX_BACKENDS, MMAPABLE> = Array::new();
+#[btf_map(name = "returns")]
+pub static RETURNS: HashMap<ReturnKey, u32, MAX_BACKENDS> = HashMap::new();
+#[btf_map(name = "maglev")]
+pub static MAGLEV: ArrayOfMaps<Array<Maglev, 1>, MAX_SERVICES> = ArrayOfMaps::new();
+#[btf_map(name = "flows")]
+pub static FLOWS: HashMap<FlowKey, Flow, FLOWS_CAPACITY> = HashMap::new();
+#[btf_map(name = "half_open")]
+pub static HALF_OPEN: LruHashMap<FlowKey, Flow, HALF_OPEN_CAPACITY> = LruHashMap::new();
+#[btf_map(name = "ports")]
+pub static PORTS: ArrayOfMaps<PortTable, MAX_BACKENDS> = ArrayOfMaps::new();
+#[btf_map(name = "loads")]
+pub static LOADS: Array<Load, LOAD_SLOTS, MMAPABLE> = Array::new();
+#[btf_map(name = "lease")]
+pub static LEASE: Array<Lease, 1> = Array::new();
+#[btf_map(name = "counters")]
+pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+#[btf_map(name = "backend_counters")]
+pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, MAX_BACKENDS> = PerCpuArray::new();
+#[btf_map(name = "programs")]
+pub static PROGRAMS: ProgramArray<8> = ProgramArray::new();
+
+#[btf_map(name = "handover")]
+pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
+
+/// The NAT ports of one backend.
+pub type PortTable = Array<Record, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;

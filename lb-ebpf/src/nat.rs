@@ -1,0 +1,87 @@
+//! Rewriting a packet's addresses and ports, and sending it on.
+
+use aya_ebpf::{bindings::xdp_action, helpers::generated, programs::XdpContext};
+use lb_common::{
+    addr::{Addr, Mac, Port},
+    checksum::Delta,
+    counters::Counter,
+    maps::interface_slot,
+    wire::{Ethernet, Ipv4, Tcp},
+};
+
+use crate::{
+    frame::{ingress, put_mac},
+    maps::INTERFACES,
+};
+
+/// One end of the rewritten packet.
+#[derive(Clone, Copy)]
+pub struct End {
+    pub address: Addr,
+    pub port: Port,
+}
+
+/// Gives the packet new ends, takes one hop off its TTL, and mends both checksums by the difference.
+///
+/// # Safety
+/// `ip` and `tcp` point to whole headers in the frame.
+#[inline(always)]
+pub unsafe fn rewrite(ip: *mut Ipv4, tcp: *mut Tcp, from: End, to: End) -> Result<(), Counter> {
+    // SAFETY: the caller vouches for both pointers, and they do not overlap: TCP follows IP.
+    let (ip, tcp) = unsafe { (&mut *ip, &mut *tcp) };
+    if ip.ttl() <= 1 {
+        return Err(Counter::TtlExpired);
+    }
+    let (source, destination) = (from.address.v4_word(), to.address.v4_word());
+    let addresses = Delta::new().dword(ip.source, source).dword(ip.destination, destination);
+    let ttl_protocol = ip.one_hop_less();
+    ip.check = addresses.word(ip.ttl_protocol, ttl_protocol).apply(ip.check);
+    ip.ttl_protocol = ttl_protocol;
+    ip.source = source;
+    ip.destination = destination;
+    let ports = Delta::new().word(tcp.source, from.port.word()).word(tcp.destination, to.port.word());
+    tcp.check = addresses.and(ports).apply(tcp.check);
+    tcp.source = from.port.word();
+    tcp.destination = to.port.word();
+    Ok(())
+}
+
+/// Sends the frame to `mac` on `ifindex`, under the interface's own MAC.
+///
+/// # Safety
+/// `ethernet` points to a whole header in the frame.
+#[inline(always)]
+pub unsafe fn transmit(
+    ctx: &XdpContext,
+    ethernet: *mut Ethernet,
+    ifindex: u32,
+    mac: Mac,
+) -> Result<u32, Counter> {
+    if mac.is_unknown() {
+        return Err(Counter::NoNextHop);
+    }
+    if ifindex == ingress(ctx) {
+        // SAFETY: the caller vouches for the pointer.
+        unsafe {
+            // Only frames for the interface's own MAC come this far, so that is what the destination holds.
+            let own = (*ethernet).destination;
+            put_mac(&raw mut (*ethernet).source, own);
+            put_mac(&raw mut (*ethernet).destination, mac);
+        }
+        return Ok(xdp_action::XDP_TX);
+    }
+    let own = interface_mac(ifindex).ok_or(Counter::NoNextHop)?;
+    // SAFETY: the caller vouches for the pointer; the helper takes plain numbers.
+    unsafe {
+        put_mac(&raw mut (*ethernet).source, own);
+        put_mac(&raw mut (*ethernet).destination, mac);
+        Ok(generated::bpf_redirect(ifindex, 0) as u32)
+    }
+}
+
+/// The MAC of an interface that the program is attached to.
+#[inline(always)]
+pub fn interface_mac(ifindex: u32) -> Option<Mac> {
+    let interface = INTERFACES.get(interface_slot(ifindex))?;
+    if interface.ifindex == ifindex { Some(interface.mac) } else { None }
+}

@@ -1,0 +1,167 @@
+//! Everything for a VIP that is no TCP of a service: ARP, ping, closed ports, fragments and what is malformed. Decides
+//! for certain whether the packet is for us, before anything is dropped.
+
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use lb_common::{
+    addr::{Addr, Mac},
+    checksum::Delta,
+    counters::Counter,
+    maps::{VipOnInterface, program},
+    tcp,
+    wire::{Arp, Icmp, Ipv4, ethertype, protocol},
+};
+
+use crate::{
+    Outcome, clock, count,
+    frame::{Frame, Link, TcpPacket, ingress, put_mac},
+    handover,
+    maps::{LEASE, VIPS},
+    nat::interface_mac,
+};
+
+/// The entry of `vips` that says that an address is ours at all.
+const ANY_INTERFACE: u32 = 0;
+
+#[inline(always)]
+pub fn handle(ctx: &XdpContext) -> Outcome {
+    let frame = Frame::new(ctx);
+    let Some(link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(own_mac) = interface_mac(ingress(ctx)) else { return Ok(xdp_action::XDP_PASS) };
+    match link.ethertype {
+        ethertype::ARP => match frame.at::<Arp>(link.l3) {
+            // SAFETY: `at` checked that the packet lies in the frame.
+            Some(arp) => unsafe { handle_arp(ctx, &link, &mut *arp, own_mac) },
+            None => Ok(xdp_action::XDP_PASS),
+        },
+        ethertype::IPV4 => match frame.at::<Ipv4>(link.l3) {
+            Some(ip) => handle_ipv4(ctx, &frame, &link, ip, own_mac),
+            None => Ok(xdp_action::XDP_PASS),
+        },
+        _ => Ok(xdp_action::XDP_PASS),
+    }
+}
+
+#[inline(always)]
+fn is_vip(address: Addr) -> bool {
+    // SAFETY: the value is not read.
+    unsafe { VIPS.get(VipOnInterface { address, ifindex: ANY_INTERFACE }) }.is_some()
+}
+
+/// Whether this node owns the VIP now.
+#[inline(always)]
+fn owns_vip() -> bool {
+    let now = clock::exact();
+    LEASE.get(0).is_some_and(|lease| lease.holds(now))
+}
+
+/// ARP (RFC 826): requests for the VIP are answered, broadcast, unicast and address probes (RFC 5227) alike.
+#[inline(always)]
+fn handle_arp(ctx: &XdpContext, link: &Link, arp: &mut Arp, own_mac: Mac) -> Outcome {
+    const ETHERNET: u16 = 1u16.to_be();
+    const LENGTHS: u16 = u16::from_ne_bytes([6, 4]);
+    const REQUEST: u16 = 1u16.to_be();
+    const REPLY: u16 = 2u16.to_be();
+    if arp.hardware != ETHERNET || arp.protocol != ethertype::IPV4 || arp.lengths != LENGTHS {
+        return Ok(xdp_action::XDP_PASS);
+    }
+    let (sender, target) = (address(arp.sender), address(arp.target));
+    if arp.sender_mac != own_mac && is_vip(sender) {
+        count::count(Counter::VipConflict);
+        return if is_vip(target) { Err(Counter::ArpOther) } else { Ok(xdp_action::XDP_PASS) };
+    }
+    if !is_vip(target) {
+        return Ok(xdp_action::XDP_PASS);
+    }
+    if arp.operation != REQUEST {
+        return Err(Counter::ArpOther);
+    }
+    // SAFETY: an entry's value is one word.
+    let claim = unsafe { VIPS.get(VipOnInterface { address: target, ifindex: ingress(ctx) }) };
+    if link.tags[0] != 0 || claim.is_none_or(|claim| claim.answered == 0) {
+        return Err(Counter::ArpElsewhere);
+    }
+    if !owns_vip() {
+        return Err(Counter::Fenced);
+    }
+    let asker = arp.sender_mac;
+    let (sender, target) = (arp.sender, arp.target);
+    arp.operation = REPLY;
+    (arp.sender, arp.target) = (target, sender);
+    // SAFETY: `Link::parse` checked that the Ethernet header lies in the frame, the caller that the ARP packet does.
+    unsafe {
+        put_mac(&raw mut (*link.ethernet).destination, asker);
+        put_mac(&raw mut (*link.ethernet).source, own_mac);
+        put_mac(&raw mut arp.sender_mac, own_mac);
+        put_mac(&raw mut arp.target_mac, asker);
+    }
+    count::count(Counter::ArpReply);
+    Ok(xdp_action::XDP_TX)
+}
+
+#[inline(always)]
+fn address(halves: [u16; 2]) -> Addr {
+    let [a, b] = halves[0].to_ne_bytes();
+    let [c, d] = halves[1].to_ne_bytes();
+    Addr::from_v4_word(u32::from_ne_bytes([a, b, c, d]))
+}
+
+#[inline(always)]
+fn handle_ipv4(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv4, own_mac: Mac) -> Outcome {
+    // SAFETY: the caller's `at` checked that the header lies in the frame, `Link::parse` the Ethernet header.
+    let (header, to_mac) = unsafe { (&mut *ip, (*link.ethernet).destination) };
+    if !is_vip(Addr::from_v4_word(header.destination)) {
+        return Ok(xdp_action::XDP_PASS);
+    }
+    if to_mac != own_mac {
+        // A frame for another host, flooded by the switch, is none of ours; the kernel drops it too.
+        return if to_mac.is_group() { Err(Counter::GroupMac) } else { Ok(xdp_action::XDP_PASS) };
+    }
+    match TcpPacket::parse(ctx, frame, link) {
+        Ok(packet) => closed_port(ctx, link, &packet),
+        Err(Counter::Protocol) if header.protocol() == protocol::ICMP => ping(frame, link, header, own_mac),
+        Err(reason) => Err(reason),
+    }
+}
+
+/// TCP to a port without a service (RFC 9293 section 3.10.7.1).
+#[inline(always)]
+fn closed_port(ctx: &XdpContext, link: &Link, packet: &TcpPacket) -> Outcome {
+    if packet.segment.any(tcp::RST) {
+        return Err(Counter::UnknownRst);
+    }
+    if !owns_vip() {
+        return Err(Counter::Fenced);
+    }
+    count::count(Counter::ClosedPort);
+    handover::to(ctx, link, packet, 0, program::RESET_INDEX)
+}
+
+/// Echo requests (RFC 792) are answered in place. The data's checksum is not checked: a reply to a corrupted request is
+/// corrupted by the same amount, and its receiver drops it.
+#[inline(always)]
+fn ping(frame: &Frame, link: &Link, ip: &mut Ipv4, own_mac: Mac) -> Outcome {
+    let Some(icmp) = frame.at::<Icmp>(link.l3 + ip.header_len()) else { return Err(Counter::Malformed) };
+    // SAFETY: `at` checked that the header lies in the frame.
+    let icmp = unsafe { &mut *icmp };
+    // Options would have to be reversed (RFC 1122 section 3.2.2.6); nobody sends them.
+    if icmp.type_code != Icmp::ECHO_REQUEST || ip.version_ihl != 0x45 {
+        return Err(Counter::Icmp);
+    }
+    if !owns_vip() {
+        return Err(Counter::Fenced);
+    }
+    icmp.check = icmp.reply_check();
+    icmp.type_code = Icmp::ECHO_REPLY;
+    let ttl_protocol = u16::from_ne_bytes([64, protocol::ICMP]);
+    ip.check = Delta::new().word(ip.ttl_protocol, ttl_protocol).apply(ip.check);
+    ip.ttl_protocol = ttl_protocol;
+    core::mem::swap(&mut ip.source, &mut ip.destination);
+    // SAFETY: `Link::parse` checked that the header lies in the frame.
+    unsafe {
+        let asker = (*link.ethernet).source;
+        put_mac(&raw mut (*link.ethernet).source, own_mac);
+        put_mac(&raw mut (*link.ethernet).destination, asker);
+    }
+    count::count(Counter::EchoReply);
+    Ok(xdp_action::XDP_TX)
+}

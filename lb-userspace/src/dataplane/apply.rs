@@ -1,0 +1,158 @@
+//! One planned change, written to its map.
+
+use std::{collections::BTreeMap, os::fd::AsFd as _, sync::atomic::Ordering};
+
+use aya::maps::{Array, HashMap, MapData, MapError, lpm_trie::Key};
+use lb_common::maps::{self, FlowKey, Maglev, NO_BACKEND, name};
+use lb_core::reconcile::{Change, NO_INTERFACE, NO_SERVICE, cleared};
+use zerocopy::FromBytes as _;
+
+use super::{
+    bpf,
+    error::Error,
+    maps::{Maps, is_absent},
+    port_table::PortTable,
+};
+
+/// Every entry's own rules: what is there is overwritten, what is not is made.
+const ANY: u64 = 0;
+
+pub(super) fn apply(
+    maps: &mut Maps,
+    tables: &mut BTreeMap<u16, PortTable>,
+    change: &Change,
+) -> Result<(), Error> {
+    match change {
+        Change::Lease(lease) => maps.lease.set(0, lease, ANY).map_err(Error::map(name::LEASE)),
+        Change::Interface(slot, interface) => {
+            maps.interfaces.set(*slot, interface, ANY).map_err(Error::map(name::INTERFACES))
+        }
+        Change::ClearInterface(slot) => {
+            maps.interfaces.set(*slot, NO_INTERFACE, ANY).map_err(Error::map(name::INTERFACES))
+        }
+        Change::Backend(number, backend) => {
+            maps.backends.set((*number).into(), backend, ANY).map_err(Error::map(name::BACKENDS))
+        }
+        Change::ClearBackend(number) => clear_backend(maps, *number),
+        Change::PortTable(number, ports) => {
+            let (map, table) = PortTable::create(ports)?;
+            maps.ports.set((*number).into(), &map, ANY).map_err(Error::map(name::PORTS))?;
+            tables.insert(*number, table);
+            Ok(())
+        }
+        Change::Reserve(number, ports) => {
+            if let Some(table) = tables.get_mut(number) {
+                table.reserve(ports.clone());
+            }
+            Ok(())
+        }
+        Change::RemovePortTable(number) => remove_port_table(maps, tables, *number),
+        Change::Return(key, number) => {
+            maps.returns.insert(key, u32::from(*number), ANY).map_err(Error::map(name::RETURNS))
+        }
+        Change::RemoveReturn(key) => removed(maps.returns.remove(key), name::RETURNS),
+        Change::Allow((length, data)) => {
+            maps.allow.insert(&Key::new(*length, *data), 1, ANY).map_err(Error::map(name::ALLOW))
+        }
+        Change::RemoveAllow((length, data)) => {
+            removed(maps.allow.remove(&Key::new(*length, *data)), name::ALLOW)
+        }
+        Change::Maglev(service, table) => swap_maglev(maps, *service, table),
+        Change::RemoveMaglev(service) => empty_slot(&maps.raw.maglev, *service, name::MAGLEV),
+        Change::Service(number, service) => {
+            maps.services.set((*number).into(), service, ANY).map_err(Error::map(name::SERVICES))
+        }
+        Change::ClearService(number) => {
+            maps.services.set((*number).into(), NO_SERVICE, ANY).map_err(Error::map(name::SERVICES))
+        }
+        Change::ServicePort(key, number) => {
+            maps.service_ports.insert(key, u32::from(*number), ANY).map_err(Error::map(name::SERVICE_PORTS))
+        }
+        Change::RemoveServicePort(key) => removed(maps.service_ports.remove(key), name::SERVICE_PORTS),
+        Change::Vip(key, claim) => maps.vips.insert(key, claim, ANY).map_err(Error::map(name::VIPS)),
+        Change::RemoveVip(key) => removed(maps.vips.remove(key), name::VIPS),
+        Change::Filter(bits) => maps.filter.set(0, bits.to_filter(), ANY).map_err(Error::map(name::FILTER)),
+    }
+}
+
+/// A new inner map takes the place of the old one: readers have either, whole.
+fn swap_maglev(maps: &mut Maps, service: u16, table: &[u16]) -> Result<(), Error> {
+    // Filled on the heap: the value has 131 kB.
+    let mut bytes = vec![0xff; size_of::<Maglev>()];
+    const { assert!(NO_BACKEND == 0xffff) };
+    // The allocator aligns such a large block far beyond 2.
+    let value = Maglev::mut_from_bytes(&mut bytes)
+        .map_err(|_| Error::call("lay out", name::MAGLEV)(std::io::ErrorKind::InvalidData.into()))?;
+    value.slots[..table.len()].copy_from_slice(table);
+    let failed = Error::map(name::MAGLEV);
+    let mut inner = Array::<MapData, Maglev>::create(1, 0).map_err(Error::map(name::MAGLEV))?;
+    inner.set(0, *value, ANY).map_err(Error::map(name::MAGLEV))?;
+    maps.maglev.set(service.into(), &inner, ANY).map_err(failed)
+}
+
+/// The epoch stays, so that no forward entry of the old owner fits the next one.
+fn clear_backend(maps: &mut Maps, number: u16) -> Result<(), Error> {
+    let index = u32::from(number);
+    let epoch = maps.backends.get(&index, ANY).map_err(Error::map(name::BACKENDS))?.epoch;
+    maps.backends.set(index, cleared(epoch), ANY).map_err(Error::map(name::BACKENDS))?;
+    let slot = maps::load_of_backend(number) as usize;
+    maps.loads.i64(slot, std::mem::offset_of!(maps::Load, established)).store(0, Ordering::Relaxed);
+    let zero = aya::maps::PerCpuValues::try_from(vec![Default::default(); cpus()?])
+        .map_err(Error::call("size", name::BACKEND_COUNTERS))?;
+    maps.backend_counters.set(index, zero, ANY).map_err(Error::map(name::BACKEND_COUNTERS))
+}
+
+fn cpus() -> Result<usize, Error> {
+    aya::util::nr_cpus().map_err(|(_, error)| Error::call("count the CPUs of", name::BACKEND_COUNTERS)(error))
+}
+
+/// Takes the table away, and the forward entries of the clients that it still names.
+fn remove_port_table(
+    maps: &mut Maps,
+    tables: &mut BTreeMap<u16, PortTable>,
+    number: u16,
+) -> Result<(), Error> {
+    empty_slot(&maps.raw.ports, number, name::PORTS)?;
+    let Some(table) = tables.remove(&number) else { return Ok(()) };
+    let service = maps.backends.get(&number.into(), ANY).map_err(Error::map(name::BACKENDS))?.service;
+    for port in table.ports() {
+        if let Some(record) = table.flow(port) {
+            let key = FlowKey { client: record.client, port: record.client_port, service };
+            forget(&mut maps.flows, &key, number, name::FLOWS)?;
+            forget(&mut maps.half_open, &key, number, name::HALF_OPEN)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a forward entry if it leads to this backend.
+fn forget(
+    entries: &mut HashMap<MapData, FlowKey, maps::Flow>,
+    key: &FlowKey,
+    backend: u16,
+    map: &'static str,
+) -> Result<(), Error> {
+    match entries.get(key, ANY) {
+        Ok(flow) if flow.backend == backend => removed(entries.remove(key), map),
+        Ok(_) => Ok(()),
+        Err(error) if is_absent(&error) => Ok(()),
+        Err(error) => Err(Error::map(map)(error)),
+    }
+}
+
+fn empty_slot(map: &MapData, slot: u16, name: &'static str) -> Result<(), Error> {
+    match bpf::delete(map.fd().as_fd(), slot.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
+            Err(Error::call("empty a slot of", name)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is gone already is as good as removed.
+pub(super) fn removed(outcome: Result<(), MapError>, map: &'static str) -> Result<(), Error> {
+    match outcome {
+        Err(error) if !is_absent(&error) => Err(Error::map(map)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,143 @@
+//! Loading: the programs of this version, on the maps that are pinned or on new ones.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, MapData, ProgramArray},
+    programs::{ProgramError, Xdp},
+};
+use aya_obj::Object;
+use lb_common::maps::{Layout, name, program};
+
+use super::{
+    bpf,
+    error::Error,
+    layout,
+    maps::Maps,
+    pins::{Contents, PinDir},
+};
+
+/// Programs that are loaded, on maps that are pinned. The program array is pinned under the load's number.
+pub(super) struct Loaded {
+    /// The entry program.
+    pub(super) entry: OwnedFd,
+    /// The kernel's number of it, which is the load's.
+    pub(super) id: u32,
+    pub(super) maps: Maps,
+    /// Whether the maps existed.
+    pub(super) adopted: bool,
+}
+
+/// Loads an object's programs on the maps in the pin directory, which are made if it holds none.
+///
+/// # Errors
+///
+/// [`Error::Layout`] if what is pinned does not fit, and is left as it is; the kernel's refusals. Maps that were made
+/// are removed again.
+pub(super) fn load(pins: &PinDir, object: &[u8], max_flows: u32) -> Result<Loaded, Error> {
+    let parsed =
+        Object::parse(object).map_err(|error| Error::Load(Box::new(EbpfError::ParseError(error))))?;
+    let adopted = pins.contents()? == Contents::DataPlane;
+    if adopted {
+        layout::check(pins, &parsed, max_flows)?;
+    } else {
+        pins.clear()?;
+    }
+    let loaded = load_on(pins, object, max_flows, adopted);
+    if loaded.is_err() && !adopted {
+        // What was there before is what counts; that this fails too does not help the reader.
+        let _unused = pins.clear();
+    }
+    loaded
+}
+
+fn load_on(pins: &PinDir, object: &[u8], max_flows: u32, adopted: bool) -> Result<Loaded, Error> {
+    let mut ebpf = maps_of(pins, object, max_flows, adopted)?;
+    for (name, _) in program::TAIL_CALLED {
+        accept(&mut ebpf, name)?;
+    }
+    accept(&mut ebpf, program::ENTRY)?;
+    let (entry, id) = entry_of(&mut ebpf)?;
+    let pinned = pin_load(pins, &mut ebpf, &entry, id).and_then(|()| {
+        if !adopted {
+            pin_layout(pins, &mut ebpf, max_flows)?;
+        }
+        Maps::open(pins, &mut ebpf)
+    });
+    if pinned.is_err() {
+        pins.discard(id);
+    }
+    Ok(Loaded { entry, id, maps: pinned?, adopted })
+}
+
+/// Pins the entry program, and the array of the programs it calls, under the load's number.
+fn pin_load(pins: &PinDir, ebpf: &mut Ebpf, entry: &OwnedFd, load: u32) -> Result<(), Error> {
+    fill_programs(pins, ebpf, load)?;
+    let path = pins.next_xdp(load);
+    bpf::pin(entry.as_fd(), &path).map_err(Error::pin("pin", path))
+}
+
+/// Makes or opens the maps. A new layout is not pinned yet.
+fn maps_of(pins: &PinDir, object: &[u8], max_flows: u32, adopted: bool) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    // Nothing in the object is relocated by the kernel's own types.
+    loader.btf(None);
+    for &map in name::KEPT {
+        if adopted || map != name::LAYOUT {
+            loader.map_pin_path(map, pins.path(map));
+        }
+        if let Some(capacity) = layout::capacity(map, max_flows) {
+            loader.map_max_entries(map, capacity);
+        }
+    }
+    loader.load(object).map_err(|error| Error::Load(Box::new(error)))
+}
+
+fn accept(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    xdp(ebpf, name)?.load().map_err(|error| match error {
+        ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EPERM) => {
+            Error::Refused { what: "load an XDP program", source: io_error }
+        }
+        error => Error::Program { name, source: Box::new(error) },
+    })
+}
+
+fn entry_of(ebpf: &mut Ebpf) -> Result<(OwnedFd, u32), Error> {
+    let failed = |error| Error::Program { name: program::ENTRY, source: Box::new(error) };
+    let entry = xdp(ebpf, program::ENTRY)?;
+    let id = entry.info().map_err(failed)?.id();
+    let fd = entry.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+    Ok((fd.map_err(|error| failed(error.into()))?, id))
+}
+
+fn fill_programs(pins: &PinDir, ebpf: &mut Ebpf, load: u32) -> Result<(), Error> {
+    let missing = || Error::Object { what: format!("map `{}`", name::PROGRAMS) };
+    let map = ebpf.take_map(name::PROGRAMS).ok_or_else(missing)?;
+    let path = pins.next_programs(load);
+    // The pin must be there before this function lets go of the array's only descriptor.
+    map.pin(&path).map_err(|error| Error::pin("pin", &path)(std::io::Error::other(error)))?;
+    let mut programs: ProgramArray<MapData> = map.try_into().map_err(Error::map(name::PROGRAMS))?;
+    for (name, index) in program::TAIL_CALLED {
+        let program = xdp(ebpf, name)?;
+        let fd = program.fd().map_err(|error| Error::Program { name, source: Box::new(error) })?;
+        programs.set(index, fd, 0).map_err(Error::map(name::PROGRAMS))?;
+    }
+    Ok(())
+}
+
+/// Says that the maps are complete.
+fn pin_layout(pins: &PinDir, ebpf: &mut Ebpf, max_flows: u32) -> Result<(), Error> {
+    let missing = || Error::Object { what: format!("map `{}`", name::LAYOUT) };
+    let map = ebpf.take_map(name::LAYOUT).ok_or_else(missing)?;
+    let mut layout: Array<MapData, Layout> = map.try_into().map_err(Error::map(name::LAYOUT))?;
+    layout.set(0, layout::current(max_flows), 0).map_err(Error::map(name::LAYOUT))?;
+    let path = pins.path(name::LAYOUT);
+    layout.pin(&path).map_err(|error| Error::pin("pin", &path)(std::io::Error::other(error)))
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, Error> {
+    let missing = || Error::Object { what: format!("XDP program `{name}`") };
+    let program = ebpf.program_mut(name).ok_or_else(missing)?;
+    program.try_into().map_err(|error| Error::Program { name, source: Box::new(error) })
+}

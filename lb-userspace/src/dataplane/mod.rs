@@ -1,0 +1,401 @@
+//! The data plane, as the agent sees it: loads the XDP program, keeps it attached, writes the policy maps and reads what
+//! the program counts.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `load.rs`, `layout.rs`, `pins.rs`, `privilege.rs` | start: what is pinned, whether it fits, loading on it |
+//! | `links.rs`, `device.rs` | attaching to interfaces |
+//! | `apply.rs`, `maps.rs` | the policy maps, written by the plan of [`lb_core::reconcile`] and by nothing else |
+//! | `port_table.rs`, `shared.rs` | port tables and other maps in memory |
+//! | `census.rs`, `flows.rs` | counting and listing flows |
+//! | `sweep.rs`, `forward.rs`, `loads.rs`, `leaving.rs` | what is cleaned up about once a second |
+//! | `detach.rs` | removing it all |
+//! | `bpf.rs` | calls to the kernel that aya does not have |
+//!
+//! The agent is never on the packet path. Everything here outlives it: maps, programs and links are pinned, and the next
+//! agent adopts them, also one of another version, as long as the layouts are the same.
+
+mod apply;
+mod bpf;
+mod census;
+mod detach;
+mod device;
+mod error;
+mod flows;
+mod forward;
+mod layout;
+mod leaving;
+mod links;
+mod load;
+mod loads;
+mod maps;
+mod pins;
+mod port_table;
+mod privilege;
+mod shared;
+mod sweep;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{self, Display},
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    path::Path,
+};
+
+use lb_common::{
+    addr::{Addr, Port},
+    counters::{BackendCounters, Counters},
+    maps::{BACKEND_DRAINED, BACKEND_HEALTHY, BACKEND_LEAVING, Backend, ServiceKey, name},
+};
+use lb_core::reconcile::{Actual, Desired, Planner};
+use tracing::{debug, warn};
+
+pub use self::{
+    census::{BackendCensus, Census},
+    detach::{DetachReport, detach},
+    error::Error,
+    flows::{FlowFilter, FlowState, FlowView},
+    sweep::SweepReport,
+};
+use self::{
+    links::{Device, Origin},
+    load::Loaded,
+    maps::Maps,
+    pins::{Contents, PinDir},
+    port_table::PortTable,
+    sweep::Sweeper,
+};
+use crate::object::XDP_OBJECT;
+pub use lb_core::config::XdpMode;
+
+/// How to open the data plane.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// Where maps, programs and links are pinned: a directory on a BPF file system, made if it is not there.
+    pub pin_dir: &'a Path,
+    /// Established flows at most.
+    pub max_flows: u32,
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachedMode {
+    /// In the driver.
+    Native,
+    /// In the network stack, for drivers that have no XDP.
+    Generic,
+}
+
+/// What [`DataPlane::reconcile`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Map writes.
+    pub changes: usize,
+}
+
+/// The data plane.
+///
+/// Until [`Self::keep`], dropping it takes the program off the interfaces to which this process attached it, and removes
+/// the pins that this process made: a start that fails leaves nothing behind. What was there before stays.
+pub struct DataPlane {
+    pins: PinDir,
+    entry: OwnedFd,
+    /// The kernel's number of the entry program, which numbers the load.
+    load: u32,
+    adopted: bool,
+    kept: bool,
+    maps: Maps,
+    tables: BTreeMap<u16, PortTable>,
+    actual: Actual,
+    planner: Planner,
+    desired: Option<Desired>,
+    attached: BTreeMap<u32, AttachedMode>,
+    /// Interfaces that nothing of ours ran on before.
+    new_links: BTreeSet<u32>,
+    sweeper: Sweeper,
+}
+
+/// Whether a data plane is pinned in a directory.
+pub fn is_pinned(pin_dir: &Path) -> bool {
+    PinDir::open(pin_dir)
+        .and_then(|pins| pins.contents())
+        .is_ok_and(|contents| contents == Contents::DataPlane)
+}
+
+/// Now, ns of `CLOCK_MONOTONIC`, the clock of the data plane.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a clock that every kernel has, and a struct that it fills in. It cannot fail then.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+impl DataPlane {
+    /// Loads this build's program on the pinned maps, or on new ones where there are none. Nothing is attached by this,
+    /// and what is attached goes on as it is. The caller sees to it that no other process works on the directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Layout`] if what is pinned does not fit; then it is left untouched.
+    pub fn open(options: &Options<'_>) -> Result<Self, Error> {
+        Self::open_object(options, XDP_OBJECT)
+    }
+
+    /// As [`Self::open`], with another object than this build's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn open_object(options: &Options<'_>, object: &[u8]) -> Result<Self, Error> {
+        privilege::check()?;
+        let pins = PinDir::prepare(options.pin_dir)?;
+        let Loaded { entry, id, maps, adopted } = load::load(&pins, object, options.max_flows)?;
+        let mut plane = Self {
+            pins,
+            entry,
+            load: id,
+            adopted,
+            kept: false,
+            maps,
+            tables: BTreeMap::new(),
+            actual: Actual::default(),
+            planner: Planner::default(),
+            desired: None,
+            attached: BTreeMap::new(),
+            new_links: BTreeSet::new(),
+            sweeper: Sweeper::default(),
+        };
+        plane.tables = plane.maps.port_tables()?;
+        plane.actual = plane.maps.read()?;
+        let reserved = |(&number, table): (&u16, &PortTable)| (number, table.reserved().clone());
+        plane.actual.reserved = plane.tables.iter().map(reserved).collect();
+        Ok(plane)
+    }
+
+    /// Whether maps were pinned already.
+    pub const fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// The start went well: from now on, what is attached and pinned outlives this process.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+
+    /// Makes an interface run this load's program: in its pinned link if there is one, which no packet notices, else by a
+    /// new one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Occupied`] by another program, [`Error::NoNative`], [`Error::NoInterface`], [`Error::Attach`].
+    pub fn attach(&mut self, ifindex: u32, name: &str, mode: XdpMode) -> Result<AttachedMode, Error> {
+        let device = Device { ifindex, name };
+        let (mode, origin) = links::attach(&self.pins, &self.entry, device, mode)?;
+        if origin == Origin::New {
+            self.new_links.insert(ifindex);
+        }
+        self.attached.insert(ifindex, mode);
+        self.promote()?;
+        Ok(mode)
+    }
+
+    /// Interfaces that run this load's program.
+    pub fn attached(&self) -> Vec<(u32, AttachedMode)> {
+        self.attached.iter().map(|(&ifindex, &mode)| (ifindex, mode)).collect()
+    }
+
+    /// Interfaces whose pinned link is attached, whichever load's program it runs: also those that a former config named.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PinDir`].
+    pub fn pinned_interfaces(&self) -> Result<Vec<u32>, Error> {
+        Ok(self.pins.attached()?.into_iter().map(|link| link.ifindex).collect())
+    }
+
+    /// Takes the program off an interface.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PinDir`].
+    pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), Error> {
+        links::detach(&self.pins, ifindex)?;
+        self.attached.remove(&ifindex);
+        self.new_links.remove(&ifindex);
+        self.promote()
+    }
+
+    /// An interface is gone: the pin of its link goes too. Does nothing while the interface is there.
+    pub fn forget_interface(&mut self, ifindex: u32) {
+        match links::forget(&self.pins, ifindex) {
+            Ok(true) => {
+                self.attached.remove(&ifindex);
+                self.new_links.remove(&ifindex);
+            }
+            Ok(false) => {}
+            Err(error) => warn!(ifindex, %error, "the link of an interface that is gone stays pinned"),
+        }
+    }
+
+    /// Writes what differs between the maps and what is desired. What is no longer desired goes once its flows have
+    /// ended: see [`Self::sweep`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Plan`] if it does not fit; nothing is written then. [`Error::Map`], [`Error::MapCall`]: what comes before
+    /// is written, the rest is by the next call.
+    pub fn reconcile(&mut self, desired: &Desired) -> Result<Reconciled, Error> {
+        let reconciled = self.write(desired)?;
+        self.desired = Some(desired.clone());
+        Ok(reconciled)
+    }
+
+    /// The number of a backend, also of one that leaves; what counters and flows name it by.
+    pub fn backend_number(&self, vip: IpAddr, port: u16, backend: SocketAddr) -> Option<u16> {
+        self.find_backend(vip, port, backend).map(|(number, _)| number)
+    }
+
+    /// Slots of its service's Maglev table that a backend's number owns.
+    pub fn maglev_slots(&self, number: u16) -> usize {
+        let service = self.actual.backends.get(&number).map(|backend| backend.service);
+        let table = service.and_then(|service| self.actual.maglev.get(&service));
+        table.map_or(0, |table| table.iter().filter(|owner| **owner == number).count())
+    }
+
+    /// The last verdict on a backend that a former agent left, if it knew the backend.
+    pub fn restored_health(&self, vip: IpAddr, port: u16, backend: SocketAddr) -> Option<bool> {
+        let (_, entry) = self.find_backend(vip, port, backend)?;
+        (entry.flags & BACKEND_LEAVING == 0).then_some(entry.flags & BACKEND_HEALTHY != 0)
+    }
+
+    /// The backends that the operator drains, as a former agent left them: VIP, port, backend.
+    pub fn restored_drains(&self) -> Vec<(IpAddr, u16, SocketAddr)> {
+        let drained = self.actual.used_backends().filter(|(_, backend)| backend.flags & BACKEND_DRAINED != 0);
+        let named = drained.filter_map(|(_, backend)| {
+            let service = self.actual.services.get(&backend.service)?;
+            Some((service.vip.to_ip(), service.port.get(), address_of(backend)))
+        });
+        named.collect()
+    }
+
+    /// Resets every flow of a backend: each on its next packet, at both ends.
+    pub fn reset_flows(&mut self, number: u16) {
+        leaving::raise_epoch(&self.maps, &mut self.actual, number);
+    }
+
+    /// What the data plane counted, all CPUs together.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Map`].
+    pub fn counters(&self) -> Result<Counters, Error> {
+        let values = self.maps.counters.get(&0, 0).map_err(Error::map(name::COUNTERS))?;
+        let mut sum = Counters::default();
+        values.iter().for_each(|counters| sum.add(counters));
+        Ok(sum)
+    }
+
+    /// What a backend's number counted, all CPUs together.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Map`].
+    pub fn backend_counters(&self, number: u16) -> Result<BackendCounters, Error> {
+        let counters = self.maps.backend_counters.get(&u32::from(number), 0);
+        let values = counters.map_err(Error::map(name::BACKEND_COUNTERS))?;
+        let mut sum = BackendCounters::default();
+        values.iter().for_each(|counters| sum.add(counters));
+        Ok(sum)
+    }
+
+    fn write(&mut self, desired: &Desired) -> Result<Reconciled, Error> {
+        let plan = self.planner.plan(desired, &self.actual)?;
+        for change in &plan {
+            debug!(?change, "map write");
+            apply::apply(&mut self.maps, &mut self.tables, change)?;
+            self.actual.apply(change);
+        }
+        Ok(Reconciled { changes: plan.len() })
+    }
+
+    fn find_backend(&self, vip: IpAddr, port: u16, backend: SocketAddr) -> Option<(u16, &Backend)> {
+        let service = self.actual.service_number(&ServiceKey::new(vip.into(), Port::new(port)))?;
+        let (address, port) = (Addr::from(backend.ip()), Port::new(backend.port()));
+        self.actual
+            .used_backends()
+            .find(|(_, entry)| (entry.service, entry.address, entry.port) == (service, address, port))
+    }
+
+    /// Once every link runs this load's program, the older one and its program array are let go.
+    fn promote(&self) -> Result<(), Error> {
+        let attached = self.pins.attached()?;
+        if !attached.is_empty() && attached.iter().all(|link| link.program_id == self.load) {
+            self.pins.promote(self.load)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for DataPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataPlane")
+            .field("pins", &self.pins)
+            .field("load", &self.load)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        for &ifindex in &self.new_links {
+            if let Err(error) = links::detach(&self.pins, ifindex) {
+                warn!(ifindex, %error, "the program stays attached: remove it with `etcd-lb detach`");
+            }
+        }
+        let in_use =
+            self.pins.attached().map_or(true, |links| links.iter().any(|l| l.program_id == self.load));
+        if in_use {
+            return;
+        }
+        self.pins.discard(self.load);
+        if !self.adopted {
+            if let Err(error) = self.pins.clear() {
+                warn!(%error, "pins stay behind: remove them with `etcd-lb detach`");
+            }
+            self.pins.remove_dir();
+        }
+    }
+}
+
+impl AttachedMode {
+    /// The word of the config, the status and the metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+impl Display for AttachedMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl From<AttachedMode> for XdpMode {
+    fn from(mode: AttachedMode) -> Self {
+        match mode {
+            AttachedMode::Native => Self::Native,
+            AttachedMode::Generic => Self::Generic,
+        }
+    }
+}
+
+fn address_of(backend: &Backend) -> SocketAddr {
+    SocketAddr::new(backend.address.to_ip(), backend.port.get())
+}

@@ -1,0 +1,126 @@
+//! A port table, in memory: which NAT port belongs to which flow, and the changes that the agent makes to claims.
+//!
+//! Claims change by compare-and-swap from what was read, so that a flow which moves on meanwhile is never touched.
+
+use std::{
+    collections::BTreeSet,
+    mem::offset_of,
+    os::fd::AsFd as _,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::maps::MapData;
+use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
+use lb_common::{
+    claim::{Claim, State},
+    maps::{PORT_TABLE_SLOTS, Record, name},
+};
+
+use super::{error::Error, shared::Shared};
+
+/// The NAT ports of one (source address, backend).
+#[derive(Debug)]
+pub(super) struct PortTable {
+    records: Shared<Record>,
+    /// Ports that are kept from flows, or will be when they are free.
+    wanted: BTreeSet<u16>,
+    /// Whether a flow still has one of these.
+    waits: bool,
+}
+
+impl PortTable {
+    /// Makes a table; the map is to be put into `ports`.
+    pub(super) fn create(reserved: &BTreeSet<u16>) -> Result<(MapData, Self), Error> {
+        let definition = aya_obj::Map::new_from_params(
+            bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
+            size_of::<u32>() as u32,
+            size_of::<Record>() as u32,
+            PORT_TABLE_SLOTS,
+            BPF_F_MMAPABLE,
+        );
+        let map = MapData::create(definition, "port_table", None).map_err(Error::map(name::PORTS))?;
+        let mut table = Self::open(&map)?;
+        table.reserve(reserved.clone());
+        Ok((map, table))
+    }
+
+    /// Opens a table that exists.
+    pub(super) fn open(map: &MapData) -> Result<Self, Error> {
+        let failed = Error::call("map into memory", name::PORTS);
+        let records = Shared::new(map.fd().as_fd(), PORT_TABLE_SLOTS as usize).map_err(failed)?;
+        let mut table = Self { records, wanted: BTreeSet::new(), waits: false };
+        table.wanted = table.ports().filter(|&port| table.claim(port).is(State::Reserved)).collect();
+        Ok(table)
+    }
+
+    /// The ports that are kept from flows.
+    pub(super) fn reserved(&self) -> &BTreeSet<u16> {
+        &self.wanted
+    }
+
+    /// Keeps exactly these ports from flows. One that a flow has is kept once it is free: see [`Self::retry`].
+    pub(super) fn reserve(&mut self, ports: BTreeSet<u16>) {
+        for &port in self.wanted.difference(&ports) {
+            let claim = self.claim(port);
+            if claim.is(State::Reserved) {
+                self.change(port, claim, Claim::new(State::Free, claim.generation()));
+            }
+        }
+        self.wanted = ports;
+        self.waits = true;
+        self.retry();
+    }
+
+    /// Keeps from flows what was not free when it was to be kept.
+    pub(super) fn retry(&mut self) {
+        if !self.waits {
+            return;
+        }
+        self.waits = false;
+        for &port in &self.wanted {
+            let claim = self.claim(port);
+            let reserved = Claim::new(State::Reserved, claim.generation());
+            let kept =
+                claim.is(State::Reserved) || (claim.is(State::Free) && self.change(port, claim, reserved));
+            self.waits |= !kept;
+        }
+    }
+
+    /// Every port.
+    #[expect(clippy::unused_self, reason = "reads as a property of the table")]
+    pub(super) fn ports(&self) -> std::ops::RangeInclusive<u16> {
+        0..=u16::MAX
+    }
+
+    /// The claim of a port, as it is now.
+    pub(super) fn claim(&self, port: u16) -> Claim {
+        Claim(self.claim_word(port).load(Ordering::Acquire))
+    }
+
+    /// When the backend's last packet came, ns.
+    pub(super) fn last_seen(&self, port: u16) -> u64 {
+        self.records.u64(usize::from(port), offset_of!(Record, last_seen)).load(Ordering::Relaxed)
+    }
+
+    /// The record of a live flow; `None` if there is none, or if it changed while it was read.
+    pub(super) fn flow(&self, port: u16) -> Option<Record> {
+        let claim = self.claim(port);
+        let record = self.records.read(usize::from(port));
+        let same = self.claim(port).generation() == claim.generation() && self.claim(port).is_live();
+        (claim.is_live() && same).then_some(Record { claim: claim.0, ..record })
+    }
+
+    /// Changes a claim if it still is what was read; whether it was.
+    pub(super) fn change(&self, port: u16, from: Claim, to: Claim) -> bool {
+        self.claim_word(port).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Frees a port if its claim still is what was read; whether it was.
+    pub(super) fn free(&self, port: u16, claim: Claim) -> bool {
+        self.change(port, claim, Claim::new(State::Free, claim.generation()))
+    }
+
+    fn claim_word(&self, port: u16) -> &AtomicU64 {
+        self.records.u64(usize::from(port), offset_of!(Record, claim))
+    }
+}

@@ -1,0 +1,102 @@
+//! An array map that is mapped into the agent's memory, and that the data plane writes to at the same time.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsRawFd as _, BorrowedFd},
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicI64, AtomicU32, AtomicU64},
+};
+
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Elements of an array map (`BPF_F_MMAPABLE`), shared with the kernel. The mapping keeps the map alive.
+#[derive(Debug)]
+pub(super) struct Shared<T> {
+    base: NonNull<T>,
+    len: usize,
+    elements: PhantomData<T>,
+}
+
+// SAFETY: the memory is shared with the kernel's CPUs already. It is accessed by atomics and volatile reads only, which
+// do not care which thread they run on, and unmapped by the one owner.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T: FromBytes + IntoBytes> Shared<T> {
+    /// The kernel lays elements out at multiples of 8 octets.
+    const IS_DENSE: () = assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 4096);
+
+    /// Maps the `len` elements of an array map.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: a map that is no mappable array, or that is smaller.
+    pub(super) fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        let () = Self::IS_DENSE;
+        // SAFETY: a new mapping, placed by the kernel; nothing that exists is touched.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len * size_of::<T>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        match NonNull::new(base.cast::<T>()) {
+            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => {
+                Ok(Self { base, len, elements: PhantomData })
+            }
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// A copy of an element, as it is now. The data plane may change it meanwhile, so fields need not belong together.
+    pub(super) fn read(&self, index: usize) -> T {
+        // SAFETY: `at` checked the bounds; pages are aligned beyond `T` (`IS_DENSE`); a volatile read of memory that
+        // others write is a copy of some bits, and any bits are a value of a `FromBytes` type.
+        unsafe { self.at(index).read_volatile() }
+    }
+
+    /// The word of 64 bits at an offset of an element.
+    pub(super) fn u64(&self, index: usize, offset: usize) -> &AtomicU64 {
+        // SAFETY: `field` checked bounds and alignment; it is written by atomics only, on both sides.
+        unsafe { AtomicU64::from_ptr(self.field(index, offset)) }
+    }
+
+    /// The signed word of 64 bits at an offset of an element.
+    pub(super) fn i64(&self, index: usize, offset: usize) -> &AtomicI64 {
+        // SAFETY: as for `u64`.
+        unsafe { AtomicI64::from_ptr(self.field(index, offset)) }
+    }
+
+    /// The word of 32 bits at an offset of an element.
+    pub(super) fn u32(&self, index: usize, offset: usize) -> &AtomicU32 {
+        // SAFETY: as for `u64`.
+        unsafe { AtomicU32::from_ptr(self.field(index, offset)) }
+    }
+
+    fn field<F>(&self, index: usize, offset: usize) -> *mut F {
+        assert!(offset + size_of::<F>() <= size_of::<T>() && offset.is_multiple_of(align_of::<F>()));
+        // SAFETY: inside the element, which `at` found inside the mapping.
+        let field = unsafe { self.at(index).byte_add(offset) }.cast::<F>();
+        assert!(field.is_aligned());
+        field
+    }
+
+    fn at(&self, index: usize) -> *mut T {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        // SAFETY: inside the mapping, which is `len` elements long.
+        unsafe { self.base.as_ptr().add(index) }
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `new` made, with its length; no reference into it outlives `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len * size_of::<T>()) };
+    }
+}

@@ -1,0 +1,239 @@
+//! What is cleaned up about once a second: NAT ports that nobody uses any more, flows that were silent for too long,
+//! backends that have left. One pass over the port tables, which is also a census.
+
+use std::collections::BTreeMap;
+
+use lb_common::{
+    claim::{Claim, FREE_AT_ONCE, State},
+    maps::{self, FlowKey, Load, name},
+    nat::TIME_WAIT_NS,
+};
+
+use super::{
+    DataPlane, apply,
+    census::{BackendCensus, Census},
+    error::Error,
+    forward::Forward,
+    leaving::Leaving,
+    loads::Drift,
+    maps::{Maps, is_absent},
+    port_table::PortTable,
+};
+
+/// A handshake that made no progress for so long has failed: a Linux client's SYN retries have reached an interval of a
+/// minute by then (`tcp_syn_retries` 6). Nanoseconds.
+const HALF_OPEN_NS: u64 = 60_000_000_000;
+/// How long a closed flow whose port is free at once still forwards what is under way, nanoseconds.
+const LAST_PACKETS_NS: u64 = 2_000_000_000;
+/// A claim is made in microseconds; one that takes so long has lost its owner. Nanoseconds.
+const STUCK_NS: u64 = 10_000_000_000;
+/// `idle_timeout`'s default (RFC 5382 REQ-5), for a service that no config of this process named. Nanoseconds.
+const DEFAULT_IDLE_NS: u64 = 124 * 60 * 1_000_000_000;
+
+/// What a sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// The flows, as they were before.
+    pub census: Census,
+    /// NAT ports freed: handshakes that failed, flows that closed, claims that lost their owner.
+    pub ports_freed: u32,
+    /// Established flows ended, having been silent for `idle_timeout`.
+    pub idle_ended: u32,
+    /// Forward entries removed that had outlived their flow.
+    pub forward_removed: usize,
+    /// Load counts corrected.
+    pub loads_corrected: usize,
+    /// Backends given up, their flows having ended.
+    pub given_up: Vec<u16>,
+}
+
+/// What sweeps remember.
+#[derive(Debug, Default)]
+pub(super) struct Sweeper {
+    /// Claims under way, and when they were first seen, by backend and port.
+    claiming: BTreeMap<(u16, u16), (Claim, u64)>,
+    forward: Forward,
+    drift: Drift,
+    leaving: Leaving,
+}
+
+/// What a pass over a table found besides.
+#[derive(Debug, Default)]
+struct Pass {
+    freed: u32,
+    /// Established flows whose backend was silent for too long.
+    silent: Vec<(u16, Claim)>,
+    claiming: Vec<(u16, Claim)>,
+}
+
+impl DataPlane {
+    /// Cleans up; meant to be called about once a second.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Map`], [`Error::MapCall`]: the rest is done by the next sweep.
+    pub fn sweep(&mut self, now_ns: u64) -> Result<SweepReport, Error> {
+        let mut report = SweepReport::default();
+        let mut claiming = BTreeMap::new();
+        for (&number, table) in &mut self.tables {
+            table.retry();
+            let idle_ns = idle_timeout(&self.actual, self.desired.as_ref(), number);
+            let (line, pass) = pass(table, now_ns, idle_ns);
+            report.census.insert(number, line);
+            report.ports_freed += pass.freed;
+            for (port, claim) in pass.silent {
+                let service = self.actual.backends.get(&number).map_or(0, |backend| backend.service);
+                report.idle_ended += u32::from(end_idle(
+                    &mut self.maps,
+                    table,
+                    Slot { backend: number, service, port },
+                    claim,
+                    now_ns.saturating_sub(idle_ns),
+                )?);
+            }
+            claiming.extend(pass.claiming.into_iter().map(|(port, claim)| ((number, port), (claim, now_ns))));
+        }
+        report.ports_freed += self.free_stuck(claiming, now_ns);
+        report.forward_removed = self.sweeper.forward.step(&mut self.maps, &self.tables, now_ns)?;
+        report.loads_corrected = self.sweeper.drift.correct(&self.maps, &self.actual, &report.census);
+        report.given_up = self.give_up(&report.census, now_ns)?;
+        Ok(report)
+    }
+
+    /// Frees claims that are under way since long ago.
+    fn free_stuck(&mut self, now: BTreeMap<(u16, u16), (Claim, u64)>, now_ns: u64) -> u32 {
+        let before = std::mem::take(&mut self.sweeper.claiming);
+        let mut freed = 0;
+        for (at, (claim, seen_ns)) in now {
+            let since = before.get(&at).filter(|(old, _)| *old == claim).map_or(seen_ns, |(_, since)| *since);
+            let stuck = now_ns.saturating_sub(since) > STUCK_NS;
+            match self.tables.get(&at.0) {
+                Some(table) if stuck => freed += u32::from(table.free(at.1, claim)),
+                _ => drop(self.sweeper.claiming.insert(at, (claim, since))),
+            }
+        }
+        freed
+    }
+
+    fn give_up(&mut self, census: &Census, now_ns: u64) -> Result<Vec<u16>, Error> {
+        let desired = self.desired.as_ref();
+        let left = self.sweeper.leaving.step(&self.maps, &mut self.actual, desired, census, now_ns);
+        if left.is_empty() {
+            return Ok(left);
+        }
+        for &number in &left {
+            self.end_all(number);
+        }
+        self.actual.ended.extend(&left);
+        if let Some(desired) = self.desired.take() {
+            let written = self.write(&desired);
+            self.desired = Some(desired);
+            written?;
+        }
+        Ok(left)
+    }
+
+    /// Ends the established flows that a backend still has; the counts follow.
+    fn end_all(&self, number: u16) {
+        let (Some(table), Some(backend)) = (self.tables.get(&number), self.actual.backends.get(&number))
+        else {
+            return;
+        };
+        for port in table.ports() {
+            let claim = table.claim(port);
+            if claim.is(State::Established) && table.change(port, claim, claim.reset()) {
+                count_out(&self.maps, number, backend.service);
+            }
+        }
+    }
+}
+
+fn pass(table: &PortTable, now_ns: u64, idle_ns: u64) -> (BackendCensus, Pass) {
+    let mut line = BackendCensus::default();
+    let mut pass = Pass::default();
+    for port in table.ports() {
+        let claim = table.claim(port);
+        line.count(claim);
+        let silent_ns = || now_ns.saturating_sub(table.last_seen(port));
+        if claim.is(State::Claiming) {
+            pass.claiming.push((port, claim));
+        } else if claim.is(State::Established) {
+            if silent_ns() > idle_ns {
+                pass.silent.push((port, claim));
+            }
+        } else if rest_ns(claim).is_some_and(|rest| silent_ns() > rest) {
+            pass.freed += u32::from(table.free(port, claim));
+        }
+    }
+    (line, pass)
+}
+
+/// How long a claim that is not established stays after its last packet.
+const fn rest_ns(claim: Claim) -> Option<u64> {
+    if claim.is(State::HalfOpen) {
+        Some(HALF_OPEN_NS)
+    } else if claim.is(State::Closed) {
+        Some(if claim.has(FREE_AT_ONCE) { LAST_PACKETS_NS } else { TIME_WAIT_NS })
+    } else {
+        None
+    }
+}
+
+/// A NAT port and whose it is.
+#[derive(Clone, Copy)]
+struct Slot {
+    backend: u16,
+    service: u16,
+    port: u16,
+}
+
+/// Ends an established flow if its client was silent too; whether it was.
+fn end_idle(
+    maps: &mut Maps,
+    table: &PortTable,
+    slot: Slot,
+    claim: Claim,
+    since_ns: u64,
+) -> Result<bool, Error> {
+    let Some(record) = table.flow(slot.port) else { return Ok(false) };
+    let key = FlowKey { client: record.client, port: record.client_port, service: slot.service };
+    let entry = match maps.flows.get(&key, 0) {
+        Ok(flow) => Some(flow),
+        Err(error) if is_absent(&error) => None,
+        Err(error) => return Err(Error::map(name::FLOWS)(error)),
+    };
+    let entry = entry.filter(|flow| flow.backend == slot.backend && flow.generation == claim.generation());
+    let speaks = entry.is_some_and(|flow| flow.last_seen > since_ns);
+    if speaks || !table.change(slot.port, claim, claim.to(State::Closed)) {
+        return Ok(false);
+    }
+    count_out(maps, slot.backend, slot.service);
+    if entry.is_some() {
+        apply::removed(maps.flows.remove(&key), name::FLOWS)?;
+    }
+    Ok(true)
+}
+
+/// An established flow was ended by the agent: the counts that the data plane keeps go down.
+fn count_out(maps: &Maps, backend: u16, service: u16) {
+    let slots = [maps::load_of_backend(backend), maps::load_of_service(service), maps::LOAD_TOTAL];
+    for slot in slots {
+        let load = maps.loads.i64(slot as usize, std::mem::offset_of!(Load, established));
+        load.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+fn idle_timeout(
+    actual: &lb_core::reconcile::Actual,
+    desired: Option<&lb_core::reconcile::Desired>,
+    number: u16,
+) -> u64 {
+    let timeout = || {
+        let backend = actual.backends.get(&number)?;
+        let service = actual.services.get(&backend.service)?;
+        let mut services = desired?.services.iter();
+        let found = services.find(|s| (s.vip, s.port) == (service.vip.to_ip(), service.port.get()))?;
+        u64::try_from(found.idle_timeout.as_nanos()).ok()
+    };
+    timeout().unwrap_or(DEFAULT_IDLE_NS)
+}

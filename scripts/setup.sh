@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Installs what building, demo and tests need and this machine lacks. Run it as often as you like.
+# Root is needed for packages only, and asked for through sudo.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+
+# What demo and tests run, and what links the build: Debian's and Ubuntu's names.
+runtime_packages=(bpftool ethtool etcd-client etcd-server gcc git iperf3 iproute2 iputils-ping libc6-dev nftables procps
+    tcpdump)
+# A rustc with its sources, for machines whose rustup has no nightly with rust-src, and what builds bpf-linker for it.
+rustc_packages=(rustc-web rust-web-src)
+llvm=22
+llvm_packages=("llvm-$llvm-dev" "libpolly-$llvm-dev" zlib1g-dev libzstd-dev g++)
+linker_version='^0.13'
+
+main() {
+    command -v cargo >/dev/null || die "no cargo; install Rust 1.95 or newer first (see https://rustup.rs)"
+
+    local packages=("${runtime_packages[@]}")
+    if nightly_with_sources; then
+        say "the XDP object is built with rustup's nightly"
+    else
+        packages+=("${rustc_packages[@]}")
+    fi
+    if have_linker; then
+        say "bpf-linker is there: $(find_linker)"
+    else
+        packages+=("${llvm_packages[@]}")
+    fi
+
+    if command -v apt-get >/dev/null; then
+        install "${packages[@]}"
+    else
+        say "this system has no apt-get; these are needed, under the names it gives them (Debian's are shown):"
+        say "  ${runtime_packages[*]}"
+    fi
+    have_linker || build_linker
+    say "ready"
+}
+
+# Whether rustup has a nightly that can build core.
+nightly_with_sources() {
+    command -v rustup >/dev/null || return 1
+    local sysroot
+    sysroot=$(RUSTUP_AUTO_INSTALL=0 rustup run nightly rustc --print sysroot 2>/dev/null) || return 1
+    [ -d "$sysroot/lib/rustlib/src/rust/library/core" ]
+}
+
+find_linker() {
+    local own="$target/tools/bin/bpf-linker"
+    if [ -n "${ETCD_LB_BPF_LINKER:-}" ]; then
+        echo "$ETCD_LB_BPF_LINKER"
+    elif [ -x "$own" ]; then
+        echo "$own"
+    else
+        command -v bpf-linker
+    fi
+}
+
+have_linker() {
+    local linker
+    linker=$(find_linker) && "$linker" --version >/dev/null 2>&1
+}
+
+install() {
+    local missing=() package
+    for package in "$@"; do
+        installed "$package" || missing+=("$package")
+    done
+    if [ ${#missing[@]} = 0 ]; then
+        say "all packages are installed"
+        return
+    fi
+    say "installing with apt-get: ${missing[*]}"
+    as_root apt-get update -q
+    for package in "${missing[@]}"; do
+        apt-cache policy "$package" | grep -q 'Candidate: [^(]' || unavailable "$package"
+    done
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+    # Debian starts a service as it installs it; the lab runs its own members, and this machine asked for none.
+    if [[ " ${missing[*]} " == *" etcd-server "* ]] && systemctl is-active --quiet etcd 2>/dev/null; then
+        say "stopping the etcd service that came with its package"
+        as_root systemctl disable --quiet --now etcd
+    fi
+}
+
+installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+unavailable() {
+    case " ${rustc_packages[*]} ${llvm_packages[*]} " in
+    *" $1 "*)
+        die "this release has no package $1. Install instead:
+  rustup toolchain install nightly --component rust-src
+  cargo install bpf-linker
+and run this again." ;;
+    *) die "this release has no package $1; install what it brings by hand, and run this again" ;;
+    esac
+}
+
+# Once, into the target directory: nothing outside the checkout changes.
+build_linker() {
+    [ -d "/usr/lib/llvm-$llvm" ] || die "no bpf-linker, and no LLVM $llvm to build it with: cargo install bpf-linker"
+    say "building bpf-linker with LLVM $llvm into $target/tools (about a minute)"
+    # The work is LLVM's, so optimizing the program around it would only cost time.
+    env -u CARGO_TARGET_DIR LLVM_PREFIX="/usr/lib/llvm-$llvm" CARGO_PROFILE_RELEASE_LTO=off \
+        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_STRIP=debuginfo \
+        cargo install bpf-linker --quiet --version "$linker_version" --locked \
+        --no-default-features --features "llvm-$llvm" --root "$target/tools" --no-track
+}
+
+main

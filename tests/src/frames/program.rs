@@ -1,0 +1,266 @@
+//! The loaded program with map state that a test made, run on one frame at a time.
+
+use std::net::Ipv4Addr;
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapFd, PerCpuArray, ProgramArray, lpm_trie::Key,
+    },
+    programs::{TestRun as _, TestRunOptions, Xdp},
+};
+use lb_common::{
+    addr::{Addr, Mac, Port},
+    counters::{BackendCounters, Counters},
+    hash::Seed,
+    maps::*,
+};
+
+/// MAC of the interface that frames come in by: the loopback's number is what `BPF_PROG_TEST_RUN` gives them.
+pub const OWN_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x11]);
+pub const CLIENT_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x22]);
+pub const BACKEND_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x33]);
+const IFINDEX: u32 = 1;
+/// `include/uapi/linux/bpf.h`.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// What became of a frame.
+pub struct Ran {
+    /// XDP action.
+    pub action: u32,
+    pub frame: Vec<u8>,
+}
+
+pub struct Program {
+    ebpf: Ebpf,
+    filter: Filter,
+}
+
+impl Program {
+    /// Loads the object with fresh maps for `max_flows`, standalone, with one interface.
+    pub fn load(max_flows: u32) -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(name::FLOWS, flows_capacity(max_flows))
+            .map_max_entries(name::HALF_OPEN, half_open_capacity(max_flows))
+            .load(etcd_lb::object::XDP_OBJECT)
+            .unwrap_or_else(|error| panic!("the object does not load: {error:?}"));
+        for (name, _) in [(program::ENTRY, 0)].into_iter().chain(program::TAIL_CALLED) {
+            let program: &mut Xdp = ebpf.program_mut(name).expect(name).try_into().expect("an XDP program");
+            program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        let mut programs = ProgramArray::try_from(ebpf.take_map(name::PROGRAMS).expect("programs"))
+            .expect("a program array");
+        for (name, index) in program::TAIL_CALLED {
+            let program: &Xdp = ebpf.program(name).expect(name).try_into().expect("an XDP program");
+            programs.set(index, program.fd().expect("loaded"), 0).expect("set");
+        }
+        // The array is emptied when its last descriptor goes.
+        std::mem::forget(programs);
+        let mut this = Self { ebpf, filter: Filter::EMPTY };
+        this.array(name::LAYOUT)
+            .set(0, Layout { version: LAYOUT_VERSION, max_flows, hash: layout_hash() }, 0)
+            .expect("set");
+        this.array(name::LEASE).set(0, Lease::STANDALONE, 0).expect("set");
+        let interface = Interface { ifindex: IFINDEX, mtu: 1500, mac: OWN_MAC };
+        this.array(name::INTERFACES).set(interface_slot(IFINDEX), interface, 0).expect("set");
+        this
+    }
+
+    /// Adds a service, its VIP answered for on the interface.
+    pub fn service(&mut self, number: u16, vip: Ipv4Addr, port: u16, flags: u16) {
+        let (vip, port) = (Addr::from(vip), Port::new(port));
+        self.filter.add_address(&vip);
+        self.filter.add_port(port);
+        let filter = self.filter;
+        self.array(name::FILTER).set(0, filter, 0).expect("set");
+        self.answer_for(vip);
+        let service =
+            Service { seed: Seed { key: [7, 9] }, vip, port, flags: SERVICE_USED | flags, reserved: 0 };
+        self.array(name::SERVICES).set(u32::from(number), service, 0).expect("set");
+        self.hash(name::SERVICE_PORTS)
+            .insert(ServiceKey::new(vip, port), u32::from(number), 0)
+            .expect("insert");
+    }
+
+    fn answer_for(&mut self, address: Addr) {
+        for ifindex in [0, IFINDEX] {
+            let key = VipOnInterface { address, ifindex };
+            self.hash(name::VIPS).insert(key, VipClaim { answered: 1 }, 0).expect("insert");
+        }
+    }
+
+    /// Adds a backend whose packets go out by the interface.
+    pub fn backend(&mut self, number: u16, service: u16, source: Ipv4Addr, address: (Ipv4Addr, u16)) {
+        let backend = Backend {
+            address: address.0.into(),
+            source: source.into(),
+            port: Port::new(address.1),
+            service,
+            epoch: 1,
+            hop: NextHop { ifindex: IFINDEX, mac: BACKEND_MAC, source_mac: OWN_MAC, tags: [0; 2] },
+            flags: BACKEND_USED,
+        };
+        self.filter.add_address(&backend.source);
+        let filter = self.filter;
+        self.array(name::FILTER).set(0, filter, 0).expect("set");
+        self.set_backend(number, backend);
+        let table = Array::<MapData, Record>::create(PORT_TABLE_SLOTS, BPF_F_MMAPABLE).expect("a port table");
+        let mut ports: ArrayOfMaps<_, Array<MapData, Record>> =
+            self.ebpf.map_mut(name::PORTS).expect("ports").try_into().expect("an array of maps");
+        ports.set(u32::from(number), &table, 0).expect("set");
+        let key = ReturnKey::new(backend.source, backend.address, backend.port);
+        self.hash(name::RETURNS).insert(key, u32::from(number), 0).expect("insert");
+    }
+
+    pub fn set_backend(&mut self, number: u16, backend: Backend) {
+        self.array(name::BACKENDS).set(u32::from(number), backend, 0).expect("set");
+    }
+
+    pub fn get_backend(&mut self, number: u16) -> Backend {
+        self.array(name::BACKENDS).get(&u32::from(number), 0).expect("get")
+    }
+
+    /// Gives every Maglev slot of a service to one backend, or to none.
+    pub fn maglev(&mut self, service: u16, backend: u16) {
+        let mut table = Array::<MapData, Maglev>::create(1, 0).expect("a Maglev table");
+        table.set(0, Maglev { slots: [backend; MAGLEV_SLOTS as usize + 1] }, 0).expect("set");
+        let mut maglev: ArrayOfMaps<_, Array<MapData, Maglev>> =
+            self.ebpf.map_mut(name::MAGLEV).expect("maglev").try_into().expect("an array of maps");
+        maglev.set(u32::from(service), &table, 0).expect("set");
+    }
+
+    /// Lets the clients of a prefix connect to a service that has `SERVICE_ALLOW`.
+    pub fn allow(&mut self, service: u16, prefix: Ipv4Addr, length: u32) {
+        let data = AllowData { service: u32::from(service).to_be_bytes(), address: prefix.into() };
+        let mut trie: LpmTrie<_, AllowData, u32> =
+            self.ebpf.map_mut(name::ALLOW).expect("allow").try_into().expect("a trie");
+        trie.insert(&Key::new(ALLOW_SERVICE_BITS + 96 + length, data), 1, 0).expect("insert");
+    }
+
+    pub fn set_lease(&mut self, lease: Lease) {
+        self.array(name::LEASE).set(0, lease, 0).expect("set");
+    }
+
+    pub fn set_load(&mut self, slot: u32, established: i64) {
+        self.array(name::LOADS).set(slot, Load { established }, 0).expect("set");
+    }
+
+    pub fn load_of(&mut self, slot: u32) -> i64 {
+        self.array::<Load>(name::LOADS).get(&slot, 0).expect("get").established
+    }
+
+    pub fn record(&mut self, backend: u16, port: u16) -> Record {
+        self.port_table(backend).get(&u32::from(port), 0).expect("get")
+    }
+
+    pub fn set_record(&mut self, backend: u16, port: u16, record: Record) {
+        self.port_table(backend).set(u32::from(port), record, 0).expect("set");
+    }
+
+    fn port_table(&mut self, backend: u16) -> Array<MapData, Record> {
+        let ports: ArrayOfMaps<_, Array<MapData, Record>> =
+            self.ebpf.map_mut(name::PORTS).expect("ports").try_into().expect("an array of maps");
+        ports.get(&u32::from(backend), 0).expect("a port table")
+    }
+
+    pub fn flow(&mut self, key: &FlowKey) -> Option<Flow> {
+        self.hash(name::FLOWS).get(key, 0).ok()
+    }
+
+    pub fn half_open(&mut self, key: &FlowKey) -> Option<Flow> {
+        self.hash(name::HALF_OPEN).get(key, 0).ok()
+    }
+
+    pub fn forget_half_open(&mut self, key: &FlowKey) {
+        self.hash::<FlowKey, Flow>(name::HALF_OPEN).remove(key).expect("remove");
+    }
+
+    /// All CPUs' counters together.
+    pub fn counters(&mut self) -> Counters {
+        let mut sum = Counters::default();
+        let counters: PerCpuArray<_, Counters> =
+            self.ebpf.map_mut(name::COUNTERS).expect("counters").try_into().expect("a per-CPU array");
+        counters.get(&0, 0).expect("get").iter().for_each(|one| sum.add(one));
+        sum
+    }
+
+    pub fn backend_counters(&mut self, backend: u16) -> BackendCounters {
+        let mut sum = BackendCounters::default();
+        let counters: PerCpuArray<_, BackendCounters> =
+            self.ebpf.map_mut(name::BACKEND_COUNTERS).expect("counters").try_into().expect("a per-CPU array");
+        counters.get(&u32::from(backend), 0).expect("get").iter().for_each(|one| sum.add(one));
+        sum
+    }
+
+    /// Runs the entry on a frame.
+    pub fn run(&mut self, frame: &[u8]) -> Ran {
+        let program: &Xdp =
+            self.ebpf.program(program::ENTRY).expect("xdp").try_into().expect("an XDP program");
+        let mut out = vec![0; frame.len() + 256];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = program.test_run(options).unwrap_or_else(|error| panic!("test run: {error:?}"));
+        out.truncate(result.data_size_out as usize);
+        Ran { action: result.return_value, frame: out }
+    }
+
+    /// (program, verified instructions, octets of BPF code after translation).
+    pub fn sizes(&self) -> Vec<(&'static str, u32, u32)> {
+        [(program::ENTRY, 0)]
+            .into_iter()
+            .chain(program::TAIL_CALLED)
+            .map(|(name, _)| {
+                let program: &Xdp = self.ebpf.program(name).expect(name).try_into().expect("an XDP program");
+                let info = program.info().expect("info");
+                (name, info.verified_instruction_count().unwrap_or(0), info.size_translated().unwrap_or(0))
+            })
+            .collect()
+    }
+
+    /// (map, octets of kernel memory), port and Maglev tables included.
+    pub fn memory(&mut self) -> Vec<(String, u64)> {
+        let mut memory: Vec<(String, u64)> =
+            self.ebpf.maps().map(|(name, map)| (name.to_owned(), octets(map_data(map)))).collect();
+        for index in 0..MAX_BACKENDS as u32 {
+            for outer in [name::PORTS, name::MAGLEV] {
+                let maps: ArrayOfMaps<_, MapData> =
+                    self.ebpf.map_mut(outer).expect(outer).try_into().expect("an array of maps");
+                if let Ok(inner) = maps.get(&index, 0) {
+                    memory.push((format!("{outer}[{index}]"), octets(inner.fd())));
+                }
+            }
+        }
+        memory
+    }
+
+    fn array<V: aya::Pod>(&mut self, name: &str) -> Array<&mut MapData, V> {
+        self.ebpf.map_mut(name).expect(name).try_into().expect("an array")
+    }
+
+    fn hash<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        self.ebpf.map_mut(name).expect(name).try_into().expect("a hash")
+    }
+}
+
+fn map_data(map: &Map) -> &MapFd {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::LpmTrie(data)
+        | Map::ArrayOfMaps(data)
+        | Map::ProgramArray(data)
+        | Map::RingBuf(data) => data.fd(),
+        other => panic!("a map of a type that the test does not know: {other:?}"),
+    }
+}
+
+/// What the kernel charges for a map, from its descriptor's `memlock` line.
+fn octets(fd: &MapFd) -> u64 {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:")).expect("a memlock line");
+    line.trim().parse().expect("a number")
+}

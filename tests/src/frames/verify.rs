@@ -1,0 +1,45 @@
+//! An independent look at what the program transmits: etherparse reads it and computes its checksums anew.
+
+use etherparse::{NetSlice, SlicedPacket, TcpHeader, TransportSlice};
+
+/// Fails unless the frame is a sound IPv4 or ARP packet with right checksums.
+pub fn assert_sound(frame: &[u8], context: &str) {
+    let packet = SlicedPacket::from_ethernet(frame)
+        .unwrap_or_else(|error| panic!("{context}: transmitted frame is malformed: {error}\n{frame:02x?}"));
+    let Some(NetSlice::Ipv4(ip)) = &packet.net else { return };
+    let header = ip.header().to_header();
+    assert_eq!(header.header_checksum, header.calc_header_checksum(), "{context}: IPv4 header checksum");
+    match &packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => {
+            let want = tcp
+                .to_header()
+                .calc_checksum_ipv4(&header, tcp.payload())
+                .unwrap_or_else(|error| panic!("{context}: {error}"));
+            assert_eq!(tcp.checksum(), want, "{context}: TCP checksum");
+        }
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            let want = icmp.icmp_type().calc_checksum(icmp.payload());
+            assert_eq!(icmp.checksum(), want, "{context}: ICMP checksum");
+        }
+        _ => {}
+    }
+}
+
+/// ((source address, port), (destination address, port), header) of a TCP frame.
+pub fn tcp_of(frame: &[u8]) -> ((std::net::Ipv4Addr, u16), (std::net::Ipv4Addr, u16), TcpHeader) {
+    let packet = SlicedPacket::from_ethernet(frame).expect("a sound frame");
+    let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp))) = (&packet.net, &packet.transport) else {
+        panic!("no TCP over IPv4: {frame:02x?}");
+    };
+    let ip = ip.header();
+    let tcp = tcp.to_header();
+    ((ip.source_addr(), tcp.source_port), (ip.destination_addr(), tcp.destination_port), tcp)
+}
+
+/// (SEQ, ACK if set) of a frame that must be a RST without data.
+pub fn reset_of(frame: &[u8]) -> (u32, Option<u32>) {
+    let (_, _, tcp) = tcp_of(frame);
+    assert!(tcp.rst && !tcp.syn && !tcp.fin, "no RST: {tcp:?}");
+    assert!(frame.len() >= 60, "a frame of {} octets is too short for the wire", frame.len());
+    (tcp.sequence_number, tcp.ack.then_some(tcp.acknowledgment_number))
+}

@@ -1,0 +1,134 @@
+//! Certificates made for one run: a CA, a server certificate for each member, a client certificate.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+
+/// Certificate and key of one party, as PEM files.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The certificate's file.
+    pub cert: PathBuf,
+    /// The private key's file, readable by its owner only.
+    pub key: PathBuf,
+}
+
+/// The certificates of a lab.
+#[derive(Debug, Clone)]
+pub struct Pki {
+    /// The CA certificate's file.
+    pub ca: PathBuf,
+    /// What clients present.
+    pub client: Identity,
+    /// Client configuration with the two.
+    pub config: Arc<ClientConfig>,
+}
+
+/// Makes the CA and what it signs.
+#[derive(Debug)]
+pub struct Authority {
+    dir: PathBuf,
+    ca: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// A new CA, its files in `dir`.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be written.
+    pub fn create(dir: &Path) -> Result<Self> {
+        let mut params = named("etcd-lb lab CA", Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?;
+        let ca = dir.join("ca.pem");
+        fs::write(&ca, certificate.pem()).with_context(|| format!("cannot write {}", ca.display()))?;
+        Ok(Self { dir: dir.to_path_buf(), ca, issuer: Issuer::new(params, key) })
+    }
+
+    /// A server certificate valid for the member's address, the VIP and localhost. It is one for clients too, since
+    /// etcd 3.4's own JSON gateway connects to its gRPC side with it.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be written.
+    pub fn server(&self, name: &str, address: Ipv4Addr, vip: Ipv4Addr) -> Result<Identity> {
+        let names = vec![
+            name.to_owned(),
+            "localhost".into(),
+            "127.0.0.1".into(),
+            address.to_string(),
+            vip.to_string(),
+        ];
+        let mut params = named(name, names)?;
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(name, &params)
+    }
+
+    /// The client certificate, and what a client needs.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be written, or rustls refuses what was made.
+    pub fn pki(&self) -> Result<Pki> {
+        let mut params = named("client", Vec::new())?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let client = self.issue("client", &params)?;
+
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&self.ca)?)?;
+        let chain = vec![CertificateDer::from_pem_file(&client.cert)?];
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(&client.key)?)?;
+        Ok(Pki { ca: self.ca.clone(), client, config: Arc::new(config) })
+    }
+
+    fn issue(&self, name: &str, params: &CertificateParams) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let certificate: Certificate = params.signed_by(&key, &self.issuer)?;
+        let identity = Identity {
+            cert: self.dir.join(format!("{name}.pem")),
+            key: self.dir.join(format!("{name}-key.pem")),
+        };
+        fs::write(&identity.cert, certificate.pem())?;
+        write_secret(&identity.key, &key.serialize_pem())?;
+        Ok(identity)
+    }
+}
+
+fn named(common_name: &str, subject_alt_names: Vec<String>) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(subject_alt_names)?;
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    Ok(params)
+}
+
+fn write_secret(path: &Path, text: &str) -> Result<()> {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file.write_all(text.as_bytes())?)
+}

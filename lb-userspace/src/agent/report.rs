@@ -18,6 +18,7 @@ use crate::{
         timestamp,
     },
     dataplane::{BackendCensus, FlowFilter, FlowState, FlowView},
+    probe::Check,
 };
 
 /// How old a census may be: half of the 500 ms that figures may be, so that polling costs little.
@@ -225,7 +226,7 @@ impl Agent {
         let state = check.map_or(State::Starting, |check| check.health().state());
         let number = self.plane.backend_number(key.vip, key.port, key.address);
         let drained = self.drains.get(&key).copied();
-        let since = drained.or_else(|| check.map(|check| check.since()));
+        let since = drained.or_else(|| check.map(Check::since));
         let last_check = check.and_then(|check| check.health().last_check());
         BackendStatus {
             name: backend.name.clone(),

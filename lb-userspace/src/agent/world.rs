@@ -11,6 +11,7 @@ use lb_core::{
 };
 
 use super::state::Agent;
+use crate::probe::Check;
 
 /// The agent, seen as the world besides the config.
 pub(super) struct View<'a>(pub(super) &'a Agent);
@@ -20,7 +21,7 @@ impl World for View<'_> {
         let check = self.0.checks.get(backend);
         Standing {
             state: check.map_or(State::Starting, |check| check.health().state()),
-            accepts: check.is_some_and(|check| check.accepts()),
+            accepts: check.is_some_and(Check::accepts),
             drained: self.0.drains.contains_key(backend),
         }
     }

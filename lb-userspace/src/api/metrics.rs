@@ -134,6 +134,9 @@ fn node(page: &mut Page, figures: &Figures) {
 /// A metric of a backend that is one number.
 type BackendMetric = (&'static str, &'static str, &'static str, fn(&BackendFigures) -> u64);
 
+/// A counter of a backend with a value a direction, in and out.
+type DirectedMetric = (&'static str, &'static str, [fn(&BackendCounters) -> u64; 2]);
+
 fn backends(page: &mut Page, figures: &Figures) {
     let all = || {
         let services = figures.status.services.iter().zip(&figures.backends);
@@ -179,7 +182,7 @@ fn backends(page: &mut Page, figures: &Figures) {
             page.sample(name, &[("service", service), ("backend", &backend.name)], value(figures));
         }
     }
-    let directed: [(&str, &str, [fn(&BackendCounters) -> u64; 2]); 2] = [
+    let directed: [DirectedMetric; 2] = [
         (
             "backend_packets_total",
             "Packets to (in) and from (out) the backend.",

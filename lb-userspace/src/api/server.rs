@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
-use super::command::{Command, Commands, DrainRequest, Draining, FlowQuery};
+use super::command::{Command, Commands, DrainRequest, Draining, FlowQuery, Gone};
 
 /// An agent that does not answer for this long is not well: what probes of a kubelet or Prometheus wait at most.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -90,16 +90,22 @@ pub async fn serve_http(listener: TcpListener, router: Router) {
 struct Refusal(StatusCode, String);
 
 impl Refusal {
-    fn gone(error: impl ToString) -> Self {
-        Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    fn gone(error: impl Into<String>) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, error.into())
     }
 
-    fn bad_request(error: impl ToString) -> Self {
-        Self(StatusCode::BAD_REQUEST, error.to_string())
+    fn bad_request(error: impl Into<String>) -> Self {
+        Self(StatusCode::BAD_REQUEST, error.into())
     }
 
-    fn refused(error: impl ToString) -> Self {
-        Self(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+    fn refused(error: impl Into<String>) -> Self {
+        Self(StatusCode::UNPROCESSABLE_ENTITY, error.into())
+    }
+}
+
+impl From<Gone> for Refusal {
+    fn from(error: Gone) -> Self {
+        Self::gone(error.to_string())
     }
 }
 
@@ -112,7 +118,7 @@ impl IntoResponse for Refusal {
 type Answer<T> = Result<Json<T>, Refusal>;
 
 async fn status(State(commands): State<Commands>) -> Answer<impl Serialize> {
-    commands.ask(Command::Status).await.map(Json).map_err(Refusal::gone)
+    commands.ask(Command::Status).await.map(Json).map_err(Refusal::from)
 }
 
 async fn flows(
@@ -120,7 +126,7 @@ async fn flows(
     query: Result<Query<FlowQuery>, QueryRejection>,
 ) -> Answer<impl Serialize> {
     let Query(query) = query.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
-    let answer = commands.ask(|reply| Command::Flows(query, reply)).await.map_err(Refusal::gone)?;
+    let answer = commands.ask(|reply| Command::Flows(query, reply)).await.map_err(Refusal::from)?;
     answer.map(Json).map_err(Refusal::refused)
 }
 
@@ -141,17 +147,17 @@ async fn set_draining(
 ) -> Answer<impl Serialize> {
     let Json(request) = request.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
     let answer =
-        commands.ask(|reply| Command::Drain(request, draining, reply)).await.map_err(Refusal::gone)?;
+        commands.ask(|reply| Command::Drain(request, draining, reply)).await.map_err(Refusal::from)?;
     answer.map(Json).map_err(Refusal::refused)
 }
 
 async fn reload(State(commands): State<Commands>) -> Answer<impl Serialize> {
-    let answer = commands.ask(Command::Reload).await.map_err(Refusal::gone)?;
+    let answer = commands.ask(Command::Reload).await.map_err(Refusal::from)?;
     answer.map(Json).map_err(Refusal::refused)
 }
 
 async fn metrics(State(commands): State<Commands>) -> Result<impl IntoResponse, Refusal> {
-    let text = commands.ask(Command::Metrics).await.map_err(Refusal::gone)?;
+    let text = commands.ask(Command::Metrics).await.map_err(Refusal::from)?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
 }
 
@@ -167,7 +173,7 @@ async fn readyz(State(commands): State<Commands>) -> Result<&'static str, Refusa
 
 async fn ask_in_time(commands: &Commands) -> Result<Result<(), String>, Refusal> {
     match tokio::time::timeout(PATIENCE, commands.ask(Command::Ready)).await {
-        Ok(answer) => answer.map_err(Refusal::gone),
+        Ok(answer) => answer.map_err(Refusal::from),
         Err(_) => Err(Refusal::gone("the agent does not answer")),
     }
 }

@@ -219,7 +219,7 @@ impl Check {
         }
         let standing = before.is_none() || self.accepts != report.accepts;
         self.accepts = report.accepts;
-        (flip.is_some() || standing).then(|| Changed { backend: ended.backend, flip, standing })
+        (flip.is_some() || standing).then_some(Changed { backend: ended.backend, flip, standing })
     }
 }
 

@@ -37,7 +37,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     step.set(Step::Request);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(describe)?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| describe(&error))?;
     let request = Request::get(&spec.path)
         .header(HOST, &spec.host)
         .header(USER_AGENT, concat!("etcd-lb/", env!("CARGO_PKG_VERSION")))
@@ -45,7 +46,7 @@ where
         .map_err(|error| Failure::new(format!("{:?} is no path: {error}", spec.path)))?;
     let exchange = async {
         step.set(Step::Response);
-        let response = sender.send_request(request).await.map_err(describe)?;
+        let response = sender.send_request(request).await.map_err(|error| describe(&error))?;
         step.set(Step::Status);
         let status = response.status().as_u16();
         let expected = spec.expect_status;
@@ -68,7 +69,7 @@ where
         driven = connection => match driven {
             Ok(()) => exchange.await,
             // The exchange knows of the same error; the connection's has the cause.
-            Err(error) => Err(describe(error)),
+            Err(error) => Err(describe(&error)),
         },
     }
 }
@@ -89,7 +90,7 @@ async fn read_up_to(
 ) -> Result<Vec<u8>, Failure> {
     let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.map_err(describe)?.into_data() {
+        if let Ok(data) = frame.map_err(|error| describe(&error))?.into_data() {
             read.extend_from_slice(&data[..data.len().min(limit - read.len())]);
         }
         if read.len() == limit || enough(&read) {
@@ -120,7 +121,7 @@ fn contains(body: &[u8], expected: &[u8]) -> bool {
     expected.is_empty() || body.windows(expected.len()).any(|window| window == expected)
 }
 
-fn describe(error: hyper::Error) -> Failure {
+fn describe(error: &hyper::Error) -> Failure {
     // hyper wraps the connection's error, which wraps TLS's: the innermost one says what happened.
     if let Some(reason) = error.source().and_then(tls::reason_within) {
         return Failure::new(reason);

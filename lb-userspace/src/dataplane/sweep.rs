@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    claim::{Claim, FREE_AT_ONCE, State},
+    claim::{Claim, FREE_AT_ONCE, RESET, State},
     maps::{self, FlowKey, Load, name},
     nat::TIME_WAIT_NS,
 };
@@ -141,7 +141,7 @@ impl DataPlane {
         };
         for port in table.ports() {
             let claim = table.claim(port);
-            if claim.is(State::Established) && table.change(port, claim, claim.reset()) {
+            if claim.is(State::Established) && table.change(port, claim, claim.after(RESET)) {
                 count_out(&self.maps, number, backend.service);
             }
         }

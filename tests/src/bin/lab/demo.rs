@@ -49,8 +49,8 @@ impl Stage {
         );
         narrator.say(&format!(
             "client-1 10.0.1.21 ──▶ VIP {VIP}:{CLIENT_PORT} ──┬── etcd-1 10.0.1.11\n\
-             {0:22} on lb1 10.0.1.2 (XDP)  ├── etcd-2 10.0.1.12\n\
-             {0:46}  └── etcd-3 10.0.1.13",
+             {0:22} on lb1 10.0.1.2 (XDP) ├── etcd-2 10.0.1.12\n\
+             {0:45}└── etcd-3 10.0.1.13",
             ""
         ));
         let lab = Lab::start("demo", &Topology::standard().without("lb2").without("client-2"))?;

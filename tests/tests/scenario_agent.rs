@@ -74,7 +74,10 @@ impl Pings {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
         let output = self.0.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let line = text.lines().find(|line| line.contains("packets transmitted")).unwrap_or_else(|| panic!("{text}"));
+        let line = text
+            .lines()
+            .find(|line| line.contains("packets transmitted"))
+            .unwrap_or_else(|| panic!("{text}"));
         let number = |word: usize| line.split_whitespace().nth(word).unwrap().parse().unwrap();
         (number(0), number(3))
     }
@@ -134,7 +137,10 @@ fn other_binary() -> PathBuf {
 }
 
 fn program_tag(balancer: &Balancer) -> String {
-    let show = Command::new("bpftool").args(["-j", "prog", "show", "pinned"]).arg(balancer.pin_dir().join("xdp")).output();
+    let show = Command::new("bpftool")
+        .args(["-j", "prog", "show", "pinned"])
+        .arg(balancer.pin_dir().join("xdp"))
+        .output();
     let json: serde_json::Value = serde_json::from_slice(&show.unwrap().stdout).unwrap();
     json["tag"].as_str().unwrap().to_owned()
 }
@@ -199,7 +205,11 @@ fn reloaded_under_load_with_good_and_bad_files() {
         for round in 0..30 {
             if round % 2 == 0 {
                 let weight = 1 + round % 3;
-                let changed = good.replacen("[[service.backend]]\n", &format!("[[service.backend]]\nweight = {weight}\n"), 1);
+                let changed = good.replacen(
+                    "[[service.backend]]\n",
+                    &format!("[[service.backend]]\nweight = {weight}\n"),
+                    1,
+                );
                 scene.balancer.write_config(&changed).unwrap();
                 scene.balancer.reload().unwrap();
             } else {
@@ -245,9 +255,15 @@ fn a_backends_new_mac_is_followed() {
     busy.wait_progress(5, LIMIT).unwrap();
     let backend = scene.lab.host("etcd-2");
     let changed = Instant::now();
-    backend.output("ip", &["link", "set", "dev", backend.interface(), "address", "02:00:00:00:99:02"]).unwrap();
+    backend
+        .output("ip", &["link", "set", "dev", backend.interface(), "address", "02:00:00:00:99:02"])
+        .unwrap();
     busy.wait_progress(20, LIMIT).unwrap();
-    println!("a backend's MAC changed: {} of 20 connections broken, all go on after {:?}", busy.broken(), changed.elapsed());
+    println!(
+        "a backend's MAC changed: {} of 20 connections broken, all go on after {:?}",
+        busy.broken(),
+        changed.elapsed()
+    );
     assert_eq!(busy.broken(), 0);
     scene.balancer.stop().unwrap();
 }
@@ -288,7 +304,10 @@ fn detach_takes_everything_off_and_leaves_nothing() {
     scene.balancer.stop().unwrap();
     let host = scene.balancer.host().clone();
     let shown = host.output("ip", &["link", "show", "dev", "eth0"]).unwrap();
-    assert!(shown.split_whitespace().any(|word| word == "xdp"), "a stopped agent's data plane goes on: {shown}");
+    assert!(
+        shown.split_whitespace().any(|word| word == "xdp"),
+        "a stopped agent's data plane goes on: {shown}"
+    );
     let config = scene.balancer.config().to_owned();
     let mut command = host.command(etcd_lb_tests::balancer::binary().unwrap());
     let output = command.arg("detach").arg("--config").arg(&config).output().unwrap();
@@ -296,6 +315,8 @@ fn detach_takes_everything_off_and_leaves_nothing() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let shown = host.output("ip", &["link", "show", "dev", "eth0"]).unwrap();
     assert!(!shown.contains("xdp"), "{shown}");
-    assert!(!scene.balancer.pin_dir().exists() || scene.balancer.pin_dir().read_dir().unwrap().next().is_none());
+    assert!(
+        !scene.balancer.pin_dir().exists() || scene.balancer.pin_dir().read_dir().unwrap().next().is_none()
+    );
     scene.balancer.run().unwrap();
 }

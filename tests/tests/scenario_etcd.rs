@@ -197,7 +197,10 @@ fn one_vip_with_two_services() {
              on_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\n"
         );
         for name in ["etcd-1", "etcd-2"] {
-            text += &format!("[[service.backend]]\nname = \"api-{name}\"\naddress = \"{}:6443\"\n", lab.host(name).address());
+            text += &format!(
+                "[[service.backend]]\nname = \"api-{name}\"\naddress = \"{}:6443\"\n",
+                lab.host(name).address()
+            );
         }
         text
     });
@@ -232,7 +235,10 @@ fn native_and_generic_mode_seen_from_outside() {
         let words: Vec<&str> = link.split_whitespace().collect();
         assert!(words.contains(&link_word), "{mode}: {link}");
         let net = host.output("bpftool", &["net"]).unwrap();
-        println!("xdp_mode = {mode}: {}", net.lines().find(|line| line.contains("eth0")).unwrap_or("").trim());
+        println!(
+            "xdp_mode = {mode}: {}",
+            net.lines().find(|line| line.contains("eth0")).unwrap_or("").trim()
+        );
         assert!(net.contains(if mode == "generic" { "generic" } else { "driver" }), "{net}");
         let shown = balancer.status().unwrap()["interfaces"][0]["xdp_mode"].clone();
         assert_eq!(shown, json!(if mode == "generic" { "generic" } else { "native" }));
@@ -262,7 +268,18 @@ fn maps_are_pinned_by_name_with_fields_by_name() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    for name in ["services", "backends", "maglev", "flows", "half_open", "ports", "lease", "counters", "layout", "xdp"] {
+    for name in [
+        "services",
+        "backends",
+        "maglev",
+        "flows",
+        "half_open",
+        "ports",
+        "lease",
+        "counters",
+        "layout",
+        "xdp",
+    ] {
         assert!(pins.iter().any(|pin| pin == name), "{name} is not pinned: {pins:?}");
     }
     assert!(pins.iter().any(|pin| pin.starts_with("link_")), "{pins:?}");

@@ -41,7 +41,10 @@ fn start(scene: &Scene, config: &str, wrap: impl FnOnce(Command) -> Command) -> 
     while child.try_wait().unwrap().is_none() {
         if begun.elapsed().as_secs() > 20 {
             child.kill().unwrap();
-            panic!("etcd-lb did not refuse: {}", String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr));
+            panic!(
+                "etcd-lb did not refuse: {}",
+                String::from_utf8_lossy(&child.wait_with_output().unwrap().stderr)
+            );
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
@@ -100,7 +103,12 @@ fn without_the_capability_to_load_programs() {
     let scene = scene("nocap");
     let output = start(&scene, &standard(), |inner| {
         let mut command = scene.host.command("setpriv");
-        command.args(["--bounding-set", "-bpf,-sys_admin,-perfmon", "--inh-caps", "-bpf,-sys_admin,-perfmon"]);
+        command.args([
+            "--bounding-set",
+            "-bpf,-sys_admin,-perfmon",
+            "--inh-caps",
+            "-bpf,-sys_admin,-perfmon",
+        ]);
         command.arg(inner.get_program()).args(inner.get_args());
         command
     });
@@ -149,7 +157,8 @@ fn pins_of_another_version_are_refused_untouched() {
     // Another version's layout: the hash in the pinned map is another one.
     let layout = balancer.pin_dir().join("layout");
     let pinned = ["map", "update", "pinned", layout.to_str().unwrap(), "key", "0", "0", "0", "0", "value"];
-    let value: Vec<String> = [2u8, 0, 0, 0, 0, 0, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8].map(|octet| octet.to_string()).to_vec();
+    let value: Vec<String> =
+        [2u8, 0, 0, 0, 0, 0, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8].map(|octet| octet.to_string()).to_vec();
     let args: Vec<&str> = pinned.into_iter().chain(value.iter().map(String::as_str)).collect();
     scene.host.output("bpftool", &args).unwrap();
     let names = || {

@@ -48,9 +48,9 @@ impl Stage {
             "Each host is a network namespace on one bridge; etcd is real, with TLS and client certificates.",
         );
         narrator.say(&format!(
-            "client-1 10.0.1.21 ──┐                        ┌── etcd-1 10.0.1.11\n\
-             {0:21}├── VIP {VIP}:{CLIENT_PORT} ──┼── etcd-2 10.0.1.12\n\
-             lb1 10.0.1.2 (XDP) ──┘                        └── etcd-3 10.0.1.13",
+            "client-1 10.0.1.21 ──▶ VIP {VIP}:{CLIENT_PORT} ──┬── etcd-1 10.0.1.11\n\
+             {0:22} on lb1 10.0.1.2 (XDP) ├── etcd-2 10.0.1.12\n\
+             {0:45}└── etcd-3 10.0.1.13",
             ""
         ));
         let lab = Lab::start("demo", &Topology::standard().without("lb2").without("client-2"))?;
@@ -98,9 +98,11 @@ impl Stage {
             "The data plane's own tables",
             "They are pinned and typed, so the kernel's tools read them, with or without the agent.",
         );
-        let map = self.balancer.pin_dir().join("backends");
+        let fleet = self.fleet()?;
+        fleet.wait_progress(ANSWERS, LIMIT)?;
+        let map = self.balancer.pin_dir().join("flows");
         narrator.show(
-            "bpftool map dump pinned …/backends",
+            "bpftool map dump pinned …/flows",
             self.client.command("bpftool").args(["map", "dump", "pinned"]).arg(map),
         )?;
         Ok(())

@@ -1,9 +1,11 @@
 //! How the demo speaks: numbered steps with the reason, commands with their output.
 
-use std::{process::Command, time::Instant};
+use std::{
+    process::{Command, Stdio},
+    time::Instant,
+};
 
-use anyhow::{Context as _, Result};
-use etcd_lb_tests::netns;
+use anyhow::{Context as _, Result, ensure};
 
 /// Longest output of a command shown in full, in lines.
 const LONGEST: usize = 24;
@@ -37,9 +39,13 @@ impl Narrator {
     }
 
     /// Shows a command as a person would type it, runs it, and shows its output, long ones cut.
-    pub(crate) fn show(&self, typed: &str, command: &mut Command) -> Result<String> {
+    /// As in a terminal, its stderr belongs to it: that is where `etcdctl endpoint health` of etcd 3.4 answers.
+    pub(crate) fn show(&self, typed: &str, command: &mut Command) -> Result<()> {
         println!("   {}", self.bold(&format!("$ {typed}")));
-        let output = netns::output(command).with_context(|| typed.to_owned())?;
+        let result = command.stdin(Stdio::null()).output().with_context(|| typed.to_owned())?;
+        let output = [result.stdout, result.stderr].concat();
+        let output = String::from_utf8_lossy(&output);
+        ensure!(result.status.success(), "{typed}: {}: {output}", result.status);
         let lines: Vec<&str> = output.lines().collect();
         for line in lines.iter().take(LONGEST) {
             println!("     {line}");
@@ -47,7 +53,7 @@ impl Narrator {
         if lines.len() > LONGEST {
             println!("     … {} lines more", lines.len() - LONGEST);
         }
-        Ok(output)
+        Ok(())
     }
 
     fn bold(&self, text: &str) -> String {

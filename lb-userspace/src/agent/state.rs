@@ -17,6 +17,7 @@ use super::{
     Options, attach::Attachments, files::Loaded, lock::SocketLock, notify::Notifier, report::Reloaded, world,
 };
 use crate::{
+    api::SocketFile,
     dataplane::{Census, DataPlane, monotonic_ns},
     netlink::{Network, Touched, hops::Hops},
     probe::{Changed, Checks},
@@ -59,6 +60,8 @@ pub(super) struct Agent {
     /// The way to systemd.
     pub(super) notifier: Notifier,
     /// Held while the agent lives.
+    pub(super) _socket: SocketFile,
+    /// The same; dropped after the socket is.
     pub(super) _lock: SocketLock,
 }
 
@@ -70,6 +73,7 @@ impl Agent {
         network: Network,
         plane: DataPlane,
         notifier: Notifier,
+        socket: SocketFile,
         lock: SocketLock,
     ) -> Self {
         let Loaded { config, hash_secret, .. } = loaded;
@@ -100,6 +104,7 @@ impl Agent {
             census: Census::default(),
             census_at: None,
             notifier,
+            _socket: socket,
             _lock: lock,
         }
     }

@@ -14,7 +14,7 @@ mod commands;
 pub mod error;
 pub mod files;
 mod fit;
-mod lock;
+pub mod lock;
 pub mod log;
 mod notify;
 mod reload;

@@ -5,7 +5,7 @@ use std::path::Path;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Options, error::Error, files, fit, lock::SocketLock, notify::Notifier, state::Agent};
+use super::{Options, error::Error, files, fit, lock::Locks, notify::Notifier, state::Agent};
 use crate::{
     api::{self, Command, Commands, SocketFile},
     dataplane::{self, DataPlane},
@@ -29,15 +29,18 @@ pub(super) async fn start(
     if let Some(misfit) = fit::misfit(&loaded.config, network.mirror()) {
         return Err(Error::Config(misfit));
     }
-    let lock = SocketLock::take(&loaded.config.api.socket)?;
+    let mut locks = Locks::of_socket(&loaded.config.api.socket)?;
+    let pin_dir = loaded.config.api.pin_dir.clone();
+    locks.take_pin_dir(&pin_dir)?;
     // An address in use is found out before anything is pinned.
     let (commands, socket) = listen(&loaded.config).await?;
-    let plane = open_data_plane(&loaded.config.api.pin_dir, loaded.config.max_flows)?;
+    let plane = open_data_plane(&pin_dir, loaded.config.max_flows)?;
+    locks.take_pin_dir(&pin_dir)?;
     // A data plane that is attached answers for the VIPs itself.
     if plane.pinned_interfaces()?.is_empty() {
         fit::vips_are_free(&loaded.config, network.mirror(), &[]).await?;
     }
-    let mut agent = Agent::new(options, loaded, network, plane, notifier, socket, lock);
+    let mut agent = Agent::new(options, loaded, network, plane, notifier, socket, locks);
     agent.look_up_hops().await;
     agent.hops.learn(agent.network.mirror());
     agent.hops.provoke(agent.network.handle(), agent.network.mirror()).await;

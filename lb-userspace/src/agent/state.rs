@@ -14,7 +14,7 @@ use lb_core::{
 use tracing::{error, info, warn};
 
 use super::{
-    Options, attach::Attachments, files::Loaded, lock::SocketLock, notify::Notifier, report::Reloaded, world,
+    Options, attach::Attachments, files::Loaded, lock::Locks, notify::Notifier, report::Reloaded, world,
 };
 use crate::{
     api::SocketFile,
@@ -62,7 +62,7 @@ pub(super) struct Agent {
     /// Held while the agent lives.
     pub(super) _socket: SocketFile,
     /// The same; dropped after the socket is.
-    pub(super) _lock: SocketLock,
+    pub(super) _locks: Locks,
 }
 
 impl Agent {
@@ -74,7 +74,7 @@ impl Agent {
         plane: DataPlane,
         notifier: Notifier,
         socket: SocketFile,
-        lock: SocketLock,
+        locks: Locks,
     ) -> Self {
         let Loaded { config, hash_secret, .. } = loaded;
         let mut checks = Checks::new();
@@ -105,7 +105,7 @@ impl Agent {
             census_at: None,
             notifier,
             _socket: socket,
-            _lock: lock,
+            _locks: locks,
         }
     }
 

@@ -14,7 +14,7 @@ mod commands;
 pub mod error;
 pub mod files;
 mod fit;
-mod lock;
+pub mod lock;
 pub mod log;
 mod notify;
 mod reload;
@@ -61,10 +61,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     runtime.block_on(async {
         let notifier = Notifier::from_env();
         let (mut agent, commands) = start::start(options, notifier).await?;
-        let result = turn(&mut agent, commands).await;
-        // Who asks from now on is told that nobody is there.
-        let _ = std::fs::remove_file(&agent.config.api.socket);
-        result
+        turn(&mut agent, commands).await
     })
 }
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Options, error::Error, files, fit, lock::SocketLock, notify::Notifier, state::Agent};
+use super::{Options, error::Error, files, fit, lock::Locks, notify::Notifier, state::Agent};
 use crate::{
-    api::{self, Command, Commands},
+    api::{self, Command, Commands, SocketFile},
     dataplane::{self, DataPlane},
     netlink::Network,
 };
@@ -29,15 +29,18 @@ pub(super) async fn start(
     if let Some(misfit) = fit::misfit(&loaded.config, network.mirror()) {
         return Err(Error::Config(misfit));
     }
-    let lock = SocketLock::take(&loaded.config.api.socket)?;
+    let mut locks = Locks::of_socket(&loaded.config.api.socket)?;
+    let pin_dir = loaded.config.api.pin_dir.clone();
+    locks.take_pin_dir(&pin_dir)?;
     // An address in use is found out before anything is pinned.
-    let commands = listen(&loaded.config).await?;
-    let plane = open_data_plane(&loaded.config.api.pin_dir, loaded.config.max_flows)?;
+    let (commands, socket) = listen(&loaded.config).await?;
+    let plane = open_data_plane(&pin_dir, loaded.config.max_flows)?;
+    locks.take_pin_dir(&pin_dir)?;
     // A data plane that is attached answers for the VIPs itself.
     if plane.pinned_interfaces()?.is_empty() {
         fit::vips_are_free(&loaded.config, network.mirror(), &[]).await?;
     }
-    let mut agent = Agent::new(options, loaded, network, plane, notifier, lock);
+    let mut agent = Agent::new(options, loaded, network, plane, notifier, socket, locks);
     agent.look_up_hops().await;
     agent.hops.learn(agent.network.mirror());
     agent.hops.provoke(agent.network.handle(), agent.network.mirror()).await;
@@ -84,15 +87,15 @@ fn open_data_plane(pin_dir: &Path, max_flows: u32) -> Result<DataPlane, Error> {
 }
 
 /// Opens the API's listeners.
-async fn listen(config: &lb_core::config::Config) -> Result<mpsc::Receiver<Command>, Error> {
+async fn listen(config: &lb_core::config::Config) -> Result<(mpsc::Receiver<Command>, SocketFile), Error> {
     let (commands, receiver) = Commands::channel();
-    let socket = &config.api.socket;
-    let listener =
-        api::bind_socket(socket).map_err(|source| Error::Socket { socket: socket.clone(), source })?;
+    let path = &config.api.socket;
+    let (listener, socket) =
+        api::bind_socket(path).map_err(|source| Error::Socket { socket: path.clone(), source })?;
     tokio::spawn(api::serve_socket(listener, api::socket_router(commands.clone())));
     if let Some(address) = config.api.http_listen {
         let listener = api::bind_http(address).await.map_err(|source| Error::Http { address, source })?;
         tokio::spawn(api::serve_http(listener, api::http_router(commands)));
     }
-    Ok(receiver)
+    Ok((receiver, socket))
 }

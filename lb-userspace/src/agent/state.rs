@@ -14,9 +14,10 @@ use lb_core::{
 use tracing::{error, info, warn};
 
 use super::{
-    Options, attach::Attachments, files::Loaded, lock::SocketLock, notify::Notifier, report::Reloaded, world,
+    Options, attach::Attachments, files::Loaded, lock::Locks, notify::Notifier, report::Reloaded, world,
 };
 use crate::{
+    api::SocketFile,
     dataplane::{Census, DataPlane, monotonic_ns},
     netlink::{Network, Touched, hops::Hops},
     probe::{Changed, Checks},
@@ -59,7 +60,9 @@ pub(super) struct Agent {
     /// The way to systemd.
     pub(super) notifier: Notifier,
     /// Held while the agent lives.
-    pub(super) _lock: SocketLock,
+    pub(super) _socket: SocketFile,
+    /// The same; dropped after the socket is.
+    pub(super) _locks: Locks,
 }
 
 impl Agent {
@@ -70,7 +73,8 @@ impl Agent {
         network: Network,
         plane: DataPlane,
         notifier: Notifier,
-        lock: SocketLock,
+        socket: SocketFile,
+        locks: Locks,
     ) -> Self {
         let Loaded { config, hash_secret, .. } = loaded;
         let mut checks = Checks::new();
@@ -100,7 +104,8 @@ impl Agent {
             census: Census::default(),
             census_at: None,
             notifier,
-            _lock: lock,
+            _socket: socket,
+            _locks: locks,
         }
     }
 

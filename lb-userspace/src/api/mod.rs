@@ -11,7 +11,7 @@ pub mod status;
 pub mod timestamp;
 
 pub use command::{Command, Commands};
-pub use server::{bind_http, bind_socket, http_router, serve_http, serve_socket, socket_router};
+pub use server::{SocketFile, bind_http, bind_socket, http_router, serve_http, serve_socket, socket_router};
 
 /// `IP:port`, or `[v6]:port`.
 pub fn endpoint(address: std::net::IpAddr, port: u16) -> String {

@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -52,7 +52,7 @@ pub fn http_router(commands: Commands) -> Router {
 ///
 /// # Errors
 /// The directory or socket cannot be made, or something else than a socket has its name.
-pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+pub fn bind_socket(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     if let Some(parent) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
@@ -63,8 +63,20 @@ pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
         Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(path)?;
+    let file = SocketFile(path.to_owned());
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    Ok((listener, file))
+}
+
+/// The socket's name, which goes with the agent: who asks then is told that nobody is there.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // The next agent removes it otherwise.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Listens for HTTP.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use etcd_lb::dataplane;
+use etcd_lb::{agent::lock, dataplane};
 
 use super::{DEFAULT_CONFIG, Failure};
 
@@ -27,6 +27,8 @@ pub(super) struct Detach {
 impl Detach {
     pub(super) fn run(self) -> Result<(), Failure> {
         let pin_dir = self.pin_dir()?;
+        // An agent that runs would lose its maps from under it.
+        let _lock = lock::lock_directory(&pin_dir).map_err(|error| Failure::Operation(error.to_string()))?;
         let report = dataplane::detach(&pin_dir).map_err(|error| Failure::Operation(error.to_string()))?;
         let pin_dir = pin_dir.display();
         match (report.found, report.interfaces.len()) {

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
 };
 
 use lb_common::{
@@ -13,7 +12,7 @@ use lb_common::{
 
 use super::{
     Actual, Affinity, AllowKey, Desired, DesiredAddress, DesiredBackend, DesiredService, FilterBits,
-    NoBackend, Prefix,
+    NoBackend, Prefix, Table,
     actual::{cleared, is_used, return_key, service_key},
 };
 use crate::maglev;
@@ -62,7 +61,7 @@ pub enum Error {
 
 /// The Maglev tables built last, by service, with what they were built from: filling one takes milliseconds.
 #[derive(Debug, Default)]
-pub(super) struct TableCache(BTreeMap<u16, (Vec<Share>, Arc<[u16]>)>);
+pub(super) struct TableCache(BTreeMap<u16, (Vec<Share>, Table)>);
 
 /// What a table depends on, a backend each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +89,7 @@ pub(super) fn target(desired: &Desired, actual: &Actual, tables: &mut TableCache
         target
             .maglev
             .entry(service)
-            .or_insert_with(|| vec![maps::NO_BACKEND; maps::MAGLEV_SLOTS as usize].into());
+            .or_insert_with(|| vec![maps::NO_BACKEND; maps::MAGLEV_SLOTS as usize].as_slice().into());
     }
     derive(&mut target);
     add_addresses(&desired.addresses, actual, &mut target)?;
@@ -236,7 +235,7 @@ fn add_table(service: &DesiredService, target: &mut Actual, tables: &mut TableCa
     tables.0.insert(number, (shares, table));
 }
 
-fn build(shares: &[Share]) -> Arc<[u16]> {
+fn build(shares: &[Share]) -> Table {
     let members: Vec<maglev::Member<'_>> = shares
         .iter()
         .map(|share| maglev::Member { key: share.key.as_bytes(), weight: share.weight, live: share.live })

@@ -3,8 +3,9 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
-# A plain shell may lack rustup's programs, and the directory of ip, ethtool and bpftool.
-PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/local/sbin:/usr/sbin:/sbin
+# A plain shell may lack rustup's programs, and the directory of ip, ethtool and bpftool. rustup's come first: its cargo
+# would take a distribution's rustc from the PATH otherwise, which setup.sh may install for the XDP object alone.
+PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin
 export PATH
 
 say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod desired;
 pub mod health;
 pub mod maglev;
 pub mod reconcile;
+pub mod seed;

@@ -9,7 +9,7 @@
 //! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `reset.rs` | the RST that answers a packet |
-//! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `maps.rs` | the tools of the above |
+//! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `log.rs`, `maps.rs` | the tools of the above |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(clippy::needless_pass_by_value, reason = "the signature that the macro `xdp` asks for")]
@@ -23,6 +23,7 @@ mod established;
 mod frame;
 mod handover;
 mod life;
+mod log;
 mod lookup;
 mod maps;
 mod nat;
@@ -40,37 +41,37 @@ type Outcome = Result<u32, Counter>;
 /// The entry: whether the packet is for us, and the established path.
 #[xdp(frags)]
 fn xdp(ctx: XdpContext) -> u32 {
-    finish(established::handle(&ctx))
+    finish(&ctx, established::handle(&ctx))
 }
 
 /// Packets of clients that are not on the established path.
 #[xdp(frags)]
 fn from_client(ctx: XdpContext) -> u32 {
-    finish(client::handle(&ctx))
+    finish(&ctx, client::handle(&ctx))
 }
 
 /// Packets of backends that are not on the established path.
 #[xdp(frags)]
 fn from_backend(ctx: XdpContext) -> u32 {
-    finish(backend::handle(&ctx))
+    finish(&ctx, backend::handle(&ctx))
 }
 
 /// New flows.
 #[xdp(frags)]
 fn new_flow(ctx: XdpContext) -> u32 {
-    finish(new::handle(&ctx))
+    finish(&ctx, new::handle(&ctx))
 }
 
 /// Turns a packet into the RST that answers it.
 #[xdp(frags)]
 fn reset(ctx: XdpContext) -> u32 {
-    finish(reset::handle(&ctx))
+    finish(&ctx, reset::handle(&ctx))
 }
 
 /// Everything else that may be for a VIP.
 #[xdp(frags)]
 fn other(ctx: XdpContext) -> u32 {
-    finish(other::handle(&ctx))
+    finish(&ctx, other::handle(&ctx))
 }
 
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
@@ -80,11 +81,12 @@ fn pass(_ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn finish(outcome: Outcome) -> u32 {
+fn finish(ctx: &XdpContext, outcome: Outcome) -> u32 {
     match outcome {
         Ok(action) => action,
         Err(reason) => {
             count::count(reason);
+            log::dropped(ctx, reason);
             xdp_action::XDP_DROP
         }
     }

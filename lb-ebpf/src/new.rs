@@ -15,7 +15,7 @@ use crate::{
     Outcome, atomic, clock, count,
     established::count_in,
     frame::ingress,
-    handover,
+    handover, log,
     maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, MAGLEV, SERVICES},
     nat::{self, End},
     port, reset,
@@ -83,6 +83,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         flags: 0,
     };
     let _an_lru_makes_room = HALF_OPEN.insert(key, flow, 0);
+    log::new_flow(ctx, &key, number, port);
     count::count(Counter::FlowNew);
     count::backend(number, |counters| counters.connections += 1);
     count_in(&packet, number);

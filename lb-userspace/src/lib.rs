@@ -1,4 +1,9 @@
-//! Agent.
+//! The agent of etcd-lb, as a library that the binary and the tests share.
 
+pub mod agent;
+pub mod api;
 pub mod dataplane;
+pub mod netlink;
 pub mod object;
+pub mod probe;
+pub mod secret;

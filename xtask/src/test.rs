@@ -46,7 +46,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     tests(&mut tally, "host tests", host, &[], only.as_ref())?;
     let scenarios = test_command(options, &["--package", "etcd-lb-tests"])?;
     // Scenarios print what they measured.
-    tests(&mut tally, "packet tests and scenarios", scenarios, &["--show-output", "--test-threads", LABS], only.as_ref())?;
+    tests(
+        &mut tally,
+        "packet tests and scenarios",
+        scenarios,
+        &["--show-output", "--test-threads", LABS],
+        only.as_ref(),
+    )?;
 
     heading("result");
     for failed in tally.failures() {
@@ -98,7 +104,13 @@ fn step(tally: &mut Tally, name: &str, work: impl FnOnce() -> Result<bool>) -> R
 }
 
 /// A `cargo test`, whose tests count one by one.
-fn tests(tally: &mut Tally, name: &str, mut command: Command, flags: &[&str], only: Option<&Glob>) -> Result<()> {
+fn tests(
+    tally: &mut Tally,
+    name: &str,
+    mut command: Command,
+    flags: &[&str],
+    only: Option<&Glob>,
+) -> Result<()> {
     heading(name);
     let start = Instant::now();
     command.arg("--");

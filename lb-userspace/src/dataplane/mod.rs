@@ -256,6 +256,13 @@ impl DataPlane {
         self.find_backend(vip, port, backend).map(|(number, _)| number)
     }
 
+    /// Slots of its service's Maglev table that a backend's number owns.
+    pub fn maglev_slots(&self, number: u16) -> usize {
+        let service = self.actual.backends.get(&number).map(|backend| backend.service);
+        let table = service.and_then(|service| self.actual.maglev.get(&service));
+        table.map_or(0, |table| table.iter().filter(|owner| **owner == number).count())
+    }
+
     /// The last verdict on a backend that a former agent left, if it knew the backend.
     pub fn restored_health(&self, vip: IpAddr, port: u16, backend: SocketAddr) -> Option<bool> {
         let (_, entry) = self.find_backend(vip, port, backend)?;

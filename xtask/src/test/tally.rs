@@ -6,8 +6,8 @@ pub(crate) struct Tally {
     passed: u32,
     failed: u32,
     failures: Vec<String>,
-    /// Names below the last `failures:` of the running test program.
-    listed: Vec<String>,
+    /// Names below the last `failures:` of the running test program; `None` below another heading.
+    listed: Option<Vec<String>>,
     /// Failures counted before the running `cargo test`.
     failed_before: u32,
 }
@@ -31,12 +31,14 @@ impl Tally {
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += count(counts, " passed");
             self.failed += count(counts, " failed");
-            self.failures.append(&mut self.listed);
-        } else if line == "failures:" || line == "successes:" {
-            // The outputs come under the same headings; the names are under the last.
-            self.listed.clear();
-        } else if let Some(name) = line.strip_prefix("    ") {
-            self.listed.push(name.to_owned());
+            self.failures.extend(self.listed.take().unwrap_or_default());
+        } else if line == "failures:" {
+            // Outputs come under the same heading first; the names are under the last.
+            self.listed = Some(Vec::new());
+        } else if line == "successes:" {
+            self.listed = None;
+        } else if let (Some(names), Some(name)) = (&mut self.listed, line.strip_prefix("    ")) {
+            names.push(name.to_owned());
         }
     }
 
@@ -82,10 +84,16 @@ mod tests {
             "test result: ok. 14 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
         );
         tally.end("host tests", true);
-        for line in ["successes:", "    c::d", ""] {
-            tally.line(line);
-        }
-        for line in ["failures:", "---- a::b stdout ----", "    some output", "failures:", "    a::b", ""] {
+        for line in [
+            "successes:",
+            "    c::d",
+            "failures:",
+            "---- a::b stdout ----",
+            "    output",
+            "failures:",
+            "    a::b",
+            "",
+        ] {
             tally.line(line);
         }
         tally.line("test result: FAILED. 6 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 15.89s");

@@ -167,6 +167,9 @@ fn shell(name: &str, host: &str) -> Result<()> {
     );
     let tls = state::dir(name).join("tls");
     let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+    eprintln!(
+        "etcdctl goes to the VIP with the client certificate; `unset ETCDCTL_ENDPOINTS` to use --endpoints"
+    );
     let error = Netns::open(&state::netns_name(name, host))?
         .command(shell)
         .env("ETCDCTL_API", "3")

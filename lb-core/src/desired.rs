@@ -1,0 +1,123 @@
+//! Desired state: what config, health, the operator's drains and the network make of the maps.
+
+mod policy;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::{hash::Seed, maps};
+
+pub use policy::{Policy, Standing, choose};
+
+use crate::{
+    config::{self, Config, Service},
+    health::State,
+    reconcile::{Affinity, Desired, DesiredAddress, DesiredBackend, DesiredService, NoBackend, Prefix},
+};
+
+/// What identifies a backend for the agent: a reload that keeps it keeps its health and drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendKey {
+    /// The service's VIP.
+    pub vip: IpAddr,
+    /// The service's port.
+    pub port: u16,
+    /// The backend's address.
+    pub address: SocketAddr,
+}
+
+impl BackendKey {
+    /// The key of a service's backend.
+    pub fn new(service: &Service, backend: &config::Backend) -> Self {
+        Self { vip: service.vip, port: service.port, address: backend.address }
+    }
+}
+
+/// What is known besides the config.
+pub trait World {
+    /// Health and drain of a backend.
+    fn standing(&self, backend: &BackendKey) -> Standing;
+    /// Where packets to an address are sent; `None` while it is not known.
+    fn hop(&self, destination: IpAddr) -> Option<maps::NextHop>;
+    /// The interfaces that the program is attached to.
+    fn interfaces(&self) -> Vec<maps::Interface>;
+    /// Numbers of those of them with a prefix that holds an address.
+    fn answered_on(&self, address: IpAddr) -> Vec<u32>;
+    /// Key of a service's flow hash.
+    fn seed(&self, service: &Service) -> Seed;
+}
+
+/// What [`desired`] decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What the maps should hold.
+    pub desired: Desired,
+    /// For each service: no backend is healthy, and others are used in their place.
+    pub failing_open: Vec<bool>,
+}
+
+/// Desired state of a standalone node.
+pub fn desired(config: &Config, world: &impl World) -> Decision {
+    let (services, failing_open) = config.services.iter().map(|service| of_service(service, world)).unzip();
+    Decision {
+        desired: Desired {
+            services,
+            addresses: addresses(config, world),
+            interfaces: world.interfaces(),
+            lease: maps::Lease::STANDALONE,
+        },
+        failing_open,
+    }
+}
+
+fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
+    let standings: Vec<_> =
+        service.backends.iter().map(|backend| world.standing(&BackendKey::new(service, backend))).collect();
+    let policy = choose(&standings, service.fail_open);
+    let backends = service.backends.iter().zip(&standings).zip(&policy.usable);
+    let desired = DesiredService {
+        vip: service.vip,
+        port: service.port,
+        seed: world.seed(service),
+        affinity: match service.affinity {
+            config::Affinity::None => Affinity::None,
+            config::Affinity::ClientIp => Affinity::ClientIp,
+        },
+        allow: service
+            .allow
+            .iter()
+            .map(|prefix| Prefix { address: prefix.address(), length: prefix.length() })
+            .collect(),
+        no_backend: match service.no_backend {
+            config::NoBackend::Reset => NoBackend::Reset,
+            config::NoBackend::Drop => NoBackend::Drop,
+        },
+        drain_timeout: service.drain_timeout,
+        idle_timeout: service.idle_timeout,
+        backends: backends
+            .map(|((backend, standing), usable)| DesiredBackend {
+                address: backend.address,
+                source: service.source_address,
+                weight: backend.weight,
+                usable: *usable,
+                healthy: standing.state == State::Healthy,
+                drained: standing.drained,
+                hop: world.hop(backend.address.ip()),
+            })
+            .collect(),
+    };
+    (desired, policy.failing_open)
+}
+
+/// Every VIP and source address, each once.
+fn addresses(config: &Config, world: &impl World) -> Vec<DesiredAddress> {
+    let mut addresses: Vec<_> =
+        config.services.iter().flat_map(|service| [service.vip, service.source_address]).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+        .into_iter()
+        .map(|address| DesiredAddress { address, answered_on: world.answered_on(address) })
+        .collect()
+}

@@ -1,0 +1,96 @@
+//! Does a config fit this machine? Interfaces that exist, VIPs and backends that are not this host's own.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use lb_common::addr::Mac;
+use lb_core::config::Config;
+use tracing::debug;
+
+use super::error::Error;
+use crate::netlink::{Mirror, arp};
+
+/// The first thing that does not fit, in words.
+pub(super) fn misfit(config: &Config, mirror: &Mirror) -> Option<String> {
+    missing_interface(config, mirror).or_else(|| local_address(config, mirror))
+}
+
+fn missing_interface(config: &Config, mirror: &Mirror) -> Option<String> {
+    let name = config.interfaces.iter().find(|name| mirror.link_named(name).is_none())?;
+    let there: Vec<_> = mirror.links().map(|link| link.name.as_str()).filter(|name| *name != "lo").collect();
+    Some(format!("interface \"{name}\" does not exist; this host has {}", there.join(", ")))
+}
+
+fn local_address(config: &Config, mirror: &Mirror) -> Option<String> {
+    let holder = |address: IpAddr| mirror.holder(address).map(|link| link.name.as_str());
+    for service in &config.services {
+        let name = &service.name;
+        for (key, address) in [("vip", service.vip), ("source_address", service.source_address)] {
+            if let Some(interface) = holder(address) {
+                return Some(format!(
+                    "{key} {address} of service \"{name}\" is an address of interface {interface}: the kernel would \
+                     answer for it too; remove it there (`ip address del {address} dev {interface}`) or change `{key}`"
+                ));
+            }
+        }
+        for backend in &service.backends {
+            let address = backend.address.ip();
+            if let Some(interface) = holder(address).or_else(|| address.is_loopback().then_some("lo")) {
+                return Some(format!(
+                    "backend \"{}\" ({}) of service \"{name}\" is this host itself (interface {interface}): not \
+                     supported yet; run the balancer on a host without a member",
+                    backend.name, backend.address
+                ));
+            }
+        }
+    }
+    None
+}
+
+/// Asks the network whether another host has one of the VIPs. Those in `ours` are known to be this node's.
+///
+/// # Errors
+/// One is taken, or cannot be asked for.
+pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAddr]) -> Result<(), Error> {
+    let own: Vec<Mac> = mirror.links().filter_map(|link| link.mac).collect();
+    let mut asked = Vec::new();
+    for vip in vips(config).filter(|vip| !ours.contains(&IpAddr::V4(*vip))) {
+        for name in &config.interfaces {
+            let Some(link) = mirror.link_named(name) else { continue };
+            let Some(mac) = link.mac.filter(|_| link.up) else { continue };
+            if mirror.reaches_directly(link.index, vip.into()) {
+                asked.push((vip, link.index, name.clone(), mac));
+            }
+        }
+    }
+    // All at once: the time is that of one.
+    let answers = asked.into_iter().map(|(vip, ifindex, interface, mac)| {
+        let own = &own;
+        async move {
+            match arp::owner(ifindex, mac, own, vip).await {
+                Ok(None) => Ok(()),
+                Ok(Some(mac)) => Err(Error::VipInUse { vip, mac, interface }),
+                Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {
+                    debug!(%vip, interface, "nobody was asked: the interface is down");
+                    Ok(())
+                }
+                Err(source) => Err(Error::VipProbe { vip, interface, source }),
+            }
+        }
+    });
+    futures_util::future::try_join_all(answers).await.map(drop)
+}
+
+fn vips(config: &Config) -> impl Iterator<Item = Ipv4Addr> {
+    let mut vips: Vec<_> = config
+        .services
+        .iter()
+        .flat_map(|service| [service.vip, service.source_address])
+        .filter_map(|address| match address {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        })
+        .collect();
+    vips.sort_unstable();
+    vips.dedup();
+    vips.into_iter()
+}

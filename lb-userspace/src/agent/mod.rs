@@ -1,0 +1,126 @@
+//! The agent: one loop that owns all state, and what it is made of.
+//!
+//! ```text
+//!  probes ──▶ health flips ─┐
+//!  netlink ─▶ next hops ────┼─▶ Agent ──▶ desired state ──▶ reconciler ──▶ maps
+//!  operator ▶ drain, reload ┘
+//! ```
+//!
+//! Whatever happens, the answer is the same call: [`state::Agent::reconcile`]. The agent is never on the way of a packet:
+//! should it die, the data plane goes on with what it was told last.
+
+mod attach;
+mod commands;
+pub mod error;
+pub mod files;
+mod fit;
+mod lock;
+pub mod log;
+mod notify;
+mod reload;
+mod report;
+mod start;
+mod state;
+mod world;
+
+use std::path::PathBuf;
+
+use tokio::{
+    select,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Duration, Interval, MissedTickBehavior, interval_at},
+};
+use tracing::{error, info};
+
+use self::{error::Error, notify::Notifier, state::Agent};
+use crate::api::Command;
+
+/// How the agent is to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The config file.
+    pub config: PathBuf,
+    /// Instead of the config's `[api] socket`.
+    pub socket: Option<PathBuf>,
+}
+
+/// Between two sweeps of the flow table: half-open flows live seconds, `loads` drift slowly.
+const SWEEP_PACE: Duration = Duration::from_secs(1);
+/// Between two looks at routes, neighbours and interfaces beyond what netlink reported. The kernel calls a neighbour
+/// stale after 15 to 45 s (`base_reachable_time_ms`, arp(7)).
+const REFRESH_PACE: Duration = Duration::from_secs(5);
+
+/// Runs the agent until a signal ends it.
+///
+/// # Errors
+/// It cannot start; then nothing was changed that was not there before.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
+    runtime.block_on(async {
+        let notifier = Notifier::from_env();
+        let (mut agent, commands) = start::start(options, notifier).await?;
+        let result = turn(&mut agent, commands).await;
+        // Who asks from now on is told that nobody is there.
+        let _ = std::fs::remove_file(&agent.config.api.socket);
+        result
+    })
+}
+
+/// The loop.
+async fn turn(agent: &mut Agent, mut commands: mpsc::Receiver<Command>) -> Result<(), Error> {
+    let catch = |kind| signal(kind).map_err(Error::Runtime);
+    let mut reload = catch(SignalKind::hangup())?;
+    let mut terminate = catch(SignalKind::terminate())?;
+    let mut interrupt = catch(SignalKind::interrupt())?;
+    let mut sweep = paced(SWEEP_PACE);
+    let mut refresh = paced(REFRESH_PACE);
+    let mut watchdog = agent.notifier.watchdog_pace().map(paced);
+    loop {
+        select! {
+            changed = agent.checks.changed() => agent.on_check(&changed),
+            touched = agent.network.changed() => agent.on_network(touched).await,
+            Some(command) = commands.recv() => agent.on_command(command).await,
+            _ = sweep.tick() => agent.sweep(),
+            _ = refresh.tick() => agent.refresh().await,
+            () = tick(watchdog.as_mut()) => agent.notifier.send("WATCHDOG=1"),
+            Some(()) = reload.recv() => {
+                if let Err(reason) = agent.reload().await {
+                    error!(%reason, "reload refused, the config is as before");
+                }
+            }
+            Some(()) = terminate.recv() => return end(agent, "SIGTERM"),
+            Some(()) = interrupt.recv() => return end(agent, "SIGINT"),
+        }
+        agent.serve_if_ready()?;
+    }
+}
+
+/// A clean end: nothing is taken back.
+fn end(agent: &Agent, signal: &str) -> Result<(), Error> {
+    agent.notifier.send("STOPPING=1");
+    if agent.serving {
+        info!(
+            signal,
+            "ending; the data plane stays attached and goes on serving (`etcd-lb detach` removes it)"
+        );
+    } else {
+        info!(signal, "ending before the first round of health checks has ended");
+    }
+    Ok(())
+}
+
+/// Ticks that are not made up for: a late one is as good as none.
+fn paced(pace: Duration) -> Interval {
+    let mut ticks = interval_at(tokio::time::Instant::now() + pace, pace);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn tick(ticks: Option<&mut Interval>) {
+    match ticks {
+        Some(ticks) => drop(ticks.tick().await),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,98 @@
+//! From the config file to a running loop, each step before the one that could hurt.
+
+use std::path::Path;
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{Options, error::Error, files, fit, lock::SocketLock, notify::Notifier, state::Agent};
+use crate::{
+    api::{self, Command, Commands},
+    dataplane::{self, DataPlane},
+    netlink::Network,
+};
+
+/// Everything up to the first round of probes. Nothing is attached yet; what an earlier agent attached goes on.
+pub(super) async fn start(
+    options: &Options,
+    notifier: Notifier,
+) -> Result<(Agent, mpsc::Receiver<Command>), Error> {
+    let mut loaded = files::load(&options.config).map_err(Error::Config)?;
+    if let Some(socket) = &options.socket {
+        loaded.config.api.socket.clone_from(socket);
+    }
+    info!(version = env!("CARGO_PKG_VERSION"), config = %options.config.display(), "starting");
+    for warning in &loaded.warnings {
+        warn!("{warning}");
+    }
+    let network = Network::open().await?;
+    if let Some(misfit) = fit::misfit(&loaded.config, network.mirror()) {
+        return Err(Error::Config(misfit));
+    }
+    let lock = SocketLock::take(&loaded.config.api.socket)?;
+    // An address in use is found out before anything is pinned.
+    let commands = listen(&loaded.config).await?;
+    let plane = open_data_plane(&loaded.config.api.pin_dir, loaded.config.max_flows)?;
+    // A data plane that is attached answers for the VIPs itself.
+    if plane.pinned_interfaces()?.is_empty() {
+        fit::vips_are_free(&loaded.config, network.mirror(), &[]).await?;
+    }
+    let mut agent = Agent::new(options, loaded, network, plane, notifier, lock);
+    agent.look_up_hops().await;
+    agent.hops.learn(agent.network.mirror());
+    agent.hops.provoke(agent.network.handle(), agent.network.mirror()).await;
+    Ok((agent, commands))
+}
+
+impl Agent {
+    /// Attaches and says so, once the first round of probes has ended.
+    pub(super) fn serve_if_ready(&mut self) -> Result<(), Error> {
+        if self.serving || !self.checks.first_round_ended() {
+            return Ok(());
+        }
+        self.hops.learn(self.network.mirror());
+        // First what the program reads, then the program, then the interfaces it knows it is on.
+        self.try_reconcile()?;
+        self.attachments.attach_all(&self.config, self.network.mirror(), &mut self.plane)?;
+        self.try_reconcile()?;
+        self.attachments.leave_others(self.network.mirror(), &mut self.plane);
+        self.plane.keep();
+        self.serving = true;
+        self.announce();
+        Ok(())
+    }
+
+    /// The line that says what is served, and where.
+    fn announce(&self) {
+        let vips: Vec<_> =
+            self.config.services.iter().map(|service| api::endpoint(service.vip, service.port)).collect();
+        let vips = vips.join(", ");
+        for interface in &self.config.interfaces {
+            let Some(mode) = self.attachments.mode(interface) else { continue };
+            info!(interface, xdp_mode = %mode, vip = %vips, adopted = self.plane.adopted(), "ready");
+        }
+        self.notifier.ready(&format!("Serving {vips}"));
+    }
+}
+
+fn open_data_plane(pin_dir: &Path, max_flows: u32) -> Result<DataPlane, Error> {
+    let plane = DataPlane::open(&dataplane::Options { pin_dir, max_flows })?;
+    if plane.adopted() {
+        info!(pin_dir = %pin_dir.display(), "the data plane of an earlier agent is taken over");
+    }
+    Ok(plane)
+}
+
+/// Opens the API's listeners.
+async fn listen(config: &lb_core::config::Config) -> Result<mpsc::Receiver<Command>, Error> {
+    let (commands, receiver) = Commands::channel();
+    let socket = &config.api.socket;
+    let listener =
+        api::bind_socket(socket).map_err(|source| Error::Socket { socket: socket.clone(), source })?;
+    tokio::spawn(api::serve_socket(listener, api::socket_router(commands.clone())));
+    if let Some(address) = config.api.http_listen {
+        let listener = api::bind_http(address).await.map_err(|source| Error::Http { address, source })?;
+        tokio::spawn(api::serve_http(listener, api::http_router(commands)));
+    }
+    Ok(receiver)
+}

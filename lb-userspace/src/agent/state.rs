@@ -1,0 +1,224 @@
+//! What the agent knows, and what it does when that changes.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Instant, SystemTime},
+};
+
+use lb_core::{
+    config::Config,
+    desired::{self, BackendKey},
+    health::State,
+};
+use tracing::{error, info, warn};
+
+use super::{
+    Options, attach::Attachments, files::Loaded, lock::SocketLock, notify::Notifier, report::Reloaded, world,
+};
+use crate::{
+    dataplane::{Census, DataPlane, monotonic_ns},
+    netlink::{Network, Touched, hops::Hops},
+    probe::{Changed, Checks},
+};
+
+/// Everything the agent knows.
+pub(super) struct Agent {
+    /// The config file.
+    pub(super) config_path: PathBuf,
+    /// Instead of the config's `[api] socket`.
+    pub(super) socket_override: Option<PathBuf>,
+    /// The config in force.
+    pub(super) config: Config,
+    /// Contents of its `hash_seed_file`.
+    pub(super) hash_secret: Option<Vec<u8>>,
+    /// The maps.
+    pub(super) plane: DataPlane,
+    /// The kernel's view of the network.
+    pub(super) network: Network,
+    /// Next hops toward the backends.
+    pub(super) hops: Hops,
+    /// The backends' health.
+    pub(super) checks: Checks,
+    /// What the operator drains, and since when.
+    pub(super) drains: BTreeMap<BackendKey, SystemTime>,
+    /// Where the program is attached.
+    pub(super) attachments: Attachments,
+    /// For each service: failing open now.
+    pub(super) failing_open: Vec<bool>,
+    /// The first round of probes has ended and the program is attached.
+    pub(super) serving: bool,
+    /// The last reconciliation failed: to be tried again.
+    pub(super) unreconciled: bool,
+    /// The last reload.
+    pub(super) reloaded: Reloaded,
+    /// The last census.
+    pub(super) census: Census,
+    /// When it was taken; `None`: what it says is no longer so.
+    pub(super) census_at: Option<Instant>,
+    /// The way to systemd.
+    pub(super) notifier: Notifier,
+    /// Held while the agent lives.
+    pub(super) _lock: SocketLock,
+}
+
+impl Agent {
+    /// An agent that has not looked at anything yet; drains and health are as the maps remember them.
+    pub(super) fn new(
+        options: &Options,
+        loaded: Loaded,
+        network: Network,
+        plane: DataPlane,
+        notifier: Notifier,
+        lock: SocketLock,
+    ) -> Self {
+        let Loaded { config, hash_secret, .. } = loaded;
+        let mut checks = Checks::new();
+        checks.configure(&config, |key| plane.restored_health(key.vip, key.port, key.address));
+        let restored = plane.restored_drains();
+        let now = SystemTime::now();
+        let drains = restored
+            .into_iter()
+            .map(|(vip, port, address)| (BackendKey { vip, port, address }, now))
+            .collect();
+        let failing_open = vec![false; config.services.len()];
+        Self {
+            config_path: options.config.clone(),
+            socket_override: options.socket.clone(),
+            config,
+            hash_secret,
+            plane,
+            network,
+            hops: Hops::default(),
+            checks,
+            drains,
+            attachments: Attachments::default(),
+            failing_open,
+            serving: false,
+            unreconciled: false,
+            reloaded: Reloaded::now(),
+            census: Census::default(),
+            census_at: None,
+            notifier,
+            _lock: lock,
+        }
+    }
+
+    /// A check ended and changed something.
+    pub(super) fn on_check(&mut self, changed: &Changed) {
+        if let Some(flip) = &changed.flip {
+            let (service, backend) = self.names(&changed.backend);
+            match flip.to {
+                State::Down => {
+                    warn!(service, backend, address = %changed.backend.address, reason = %flip.reason, "backend is down");
+                }
+                state => {
+                    info!(service, backend, address = %changed.backend.address, from = %flip.from, "backend is {state}");
+                }
+            }
+        }
+        if self.serving && (changed.flip.is_some() || changed.standing) {
+            self.reconcile();
+        }
+    }
+
+    /// The kernel reported a change of the network.
+    pub(super) async fn on_network(&mut self, touched: Touched) {
+        if touched.lost {
+            self.relist().await;
+        }
+        if touched.links || touched.addresses || touched.routes {
+            self.look_up_hops().await;
+        }
+        if touched.links && self.serving {
+            self.attachments.follow(&self.config, self.network.mirror(), &mut self.plane);
+        }
+        self.hops.learn(self.network.mirror());
+        if !self.hops.complete() {
+            self.hops.provoke(self.network.handle(), self.network.mirror()).await;
+        }
+        if self.serving {
+            self.reconcile();
+        }
+    }
+
+    /// What is due now and then, whatever netlink reported.
+    pub(super) async fn refresh(&mut self) {
+        self.relist().await;
+        self.look_up_hops().await;
+        self.hops.learn(self.network.mirror());
+        self.hops.provoke(self.network.handle(), self.network.mirror()).await;
+        if self.serving {
+            self.attachments.follow(&self.config, self.network.mirror(), &mut self.plane);
+            self.reconcile();
+        }
+    }
+
+    /// Ends idle flows and frees what flows have left behind.
+    pub(super) fn sweep(&mut self) {
+        if let Err(error) = self.plane.sweep(monotonic_ns()) {
+            error!(%error, "sweeping the flow table failed");
+        }
+        if self.unreconciled && self.serving {
+            self.reconcile();
+        }
+    }
+
+    /// Makes the maps what they should be. A failure is logged and tried again at the next occasion.
+    pub(super) fn reconcile(&mut self) {
+        match self.try_reconcile() {
+            Ok(()) => self.unreconciled = false,
+            Err(error) => {
+                error!(%error, "the maps could not be brought up to date; trying again");
+                self.unreconciled = true;
+            }
+        }
+    }
+
+    /// Makes the maps what they should be.
+    pub(super) fn try_reconcile(&mut self) -> Result<(), crate::dataplane::Error> {
+        let decision = desired::desired(&self.config, &world::View(self));
+        self.plane.reconcile(&decision.desired)?;
+        // What follows from this is shown at once.
+        self.census_at = None;
+        let before = std::mem::replace(&mut self.failing_open, decision.failing_open);
+        for (service, (before, now)) in self.config.services.iter().zip(before.iter().zip(&self.failing_open))
+        {
+            match (before, now) {
+                (false, true) => warn!(service = service.name, "no backend is healthy: failing open"),
+                (true, false) => info!(service = service.name, "no longer failing open"),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the route to each backend.
+    pub(super) async fn look_up_hops(&mut self) {
+        let destinations = self
+            .config
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .map(|backend| backend.address.ip())
+            .collect();
+        self.hops.look_up(self.network.handle(), &destinations).await;
+    }
+
+    /// Names of a backend and its service, for the log.
+    fn names(&self, key: &BackendKey) -> (&str, &str) {
+        let mut services = self.config.services.iter();
+        let Some(service) = services.find(|service| (service.vip, service.port) == (key.vip, key.port))
+        else {
+            return ("", "");
+        };
+        let backend = service.backends.iter().find(|backend| backend.address == key.address);
+        (&service.name, backend.map_or("", |backend| backend.name.as_str()))
+    }
+
+    async fn relist(&mut self) {
+        if let Err(error) = self.network.refresh().await {
+            warn!(%error, "the network could not be listed");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The agent's knowledge, as desired state asks for it.
+
+use std::net::IpAddr;
+
+use lb_common::{hash::Seed, maps};
+use lb_core::{
+    config::Service,
+    desired::{BackendKey, Standing, World},
+    health::State,
+    seed,
+};
+
+use super::state::Agent;
+use crate::probe::Check;
+
+/// The agent, seen as the world besides the config.
+pub(super) struct View<'a>(pub(super) &'a Agent);
+
+impl World for View<'_> {
+    fn standing(&self, backend: &BackendKey) -> Standing {
+        let check = self.0.checks.get(backend);
+        Standing {
+            state: check.map_or(State::Starting, |check| check.health().state()),
+            accepts: check.is_some_and(Check::accepts),
+            drained: self.0.drains.contains_key(backend),
+        }
+    }
+
+    fn hop(&self, destination: IpAddr) -> Option<maps::NextHop> {
+        self.0.hops.hop(self.0.network.mirror(), destination)
+    }
+
+    fn interfaces(&self) -> Vec<maps::Interface> {
+        self.0.attachments.interfaces(self.0.network.mirror())
+    }
+
+    fn answered_on(&self, address: IpAddr) -> Vec<u32> {
+        let mirror = self.0.network.mirror();
+        let attached = self.0.attachments.interfaces(mirror).into_iter().map(|interface| interface.ifindex);
+        attached.filter(|ifindex| mirror.reaches_directly(*ifindex, address)).collect()
+    }
+
+    fn seed(&self, service: &Service) -> Seed {
+        seed::of_service(self.0.hash_secret.as_deref(), service.vip, service.port)
+    }
+}

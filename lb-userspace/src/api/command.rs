@@ -1,0 +1,151 @@
+//! What can be asked of the agent, and its answers.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::status::Status;
+
+/// A request to the agent's loop, with the way back.
+#[derive(Debug)]
+pub enum Command {
+    /// What `status` shows.
+    Status(oneshot::Sender<Status>),
+    /// The text for Prometheus.
+    Metrics(oneshot::Sender<String>),
+    /// What `flows` shows.
+    Flows(FlowQuery, oneshot::Sender<Result<FlowList, String>>),
+    /// Begin or end draining.
+    Drain(DrainRequest, Draining, oneshot::Sender<Result<DrainAnswer, String>>),
+    /// Apply the config file.
+    Reload(oneshot::Sender<Result<ReloadAnswer, String>>),
+    /// Whether traffic is served.
+    Ready(oneshot::Sender<Result<(), String>>),
+}
+
+/// Where commands go.
+#[derive(Clone, Debug)]
+pub struct Commands(mpsc::Sender<Command>);
+
+/// The agent's loop did not answer.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the agent is shutting down")]
+pub struct Gone;
+
+impl Commands {
+    /// A queue for commands, and its other end. It is short: who asks, waits.
+    pub fn channel() -> (Self, mpsc::Receiver<Command>) {
+        let (sender, receiver) = mpsc::channel(16);
+        (Self(sender), receiver)
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// The loop has ended.
+    pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(command(reply)).await.map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+}
+
+/// Begin or end draining.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draining {
+    /// No new flows.
+    Begin,
+    /// New flows again.
+    End,
+}
+
+/// Which backends to drain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Its name, or its address `IP:port`.
+    pub backend: String,
+    /// Only in this service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+/// What a drain or undrain did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DrainAnswer {
+    /// Each service that holds the backend.
+    pub backends: Vec<DrainedBackend>,
+}
+
+/// A backend of a service after a drain or undrain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DrainedBackend {
+    /// The service.
+    pub service: String,
+    /// The backend's name.
+    pub backend: String,
+    /// Its address.
+    pub address: String,
+    /// Established flows it still has.
+    pub flows: u64,
+    /// Whether this request changed anything.
+    pub changed: bool,
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReloadAnswer {
+    /// The file.
+    pub config: String,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Which flows to list; what is absent does not restrict.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlowQuery {
+    /// The client's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
+    /// The backend's name or address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// The source port toward the backend, as etcd's log shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nat_port: Option<u16>,
+}
+
+/// Flows, at most [`FLOW_LIMIT`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FlowList {
+    /// The flows, by backend and NAT port.
+    pub flows: Vec<FlowEntry>,
+    /// There are more than are listed.
+    pub truncated: bool,
+}
+
+/// Flows listed at most: what the agent can gather without keeping probes waiting.
+pub const FLOW_LIMIT: usize = 10_000;
+
+/// One flow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowEntry {
+    /// The client, `IP:port`.
+    pub client: String,
+    /// The service.
+    pub service: String,
+    /// What the client connected to, `IP:port`.
+    pub vip: String,
+    /// The backend's name.
+    pub backend: String,
+    /// The backend, `IP:port`.
+    pub address: String,
+    /// The source port toward the backend.
+    pub nat_port: u16,
+    /// `half-open`, `established` or `closed`.
+    pub state: String,
+    /// Milliseconds since the last packet.
+    pub idle_ms: u64,
+}

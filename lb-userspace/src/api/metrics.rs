@@ -1,0 +1,286 @@
+//! The text for Prometheus. Every series exists from the start, and no label carries a client's address.
+
+use std::{fmt::Write as _, time::Duration};
+
+use lb_common::counters::{BackendCounters, Counter, Counters, Kind};
+
+use super::status::{BACKEND_STATES, Role, Status};
+
+/// What the metrics are made of.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    /// The document of `status`.
+    pub status: Status,
+    /// Half-open flows of all services.
+    pub half_open: u64,
+    /// The data plane's counters, all CPUs.
+    pub counters: Counters,
+    /// For each service of `status`, for each of its backends.
+    pub backends: Vec<Vec<BackendFigures>>,
+    /// The last reload.
+    pub reload: ReloadFigures,
+}
+
+/// Figures of one backend beside its status.
+#[derive(Clone, Debug, Default)]
+pub struct BackendFigures {
+    /// The last verdict of its check, draining or not.
+    pub up: bool,
+    /// Its traffic.
+    pub counters: BackendCounters,
+    /// NAT ports that are not free.
+    pub nat_ports: u64,
+    /// Its checks.
+    pub checks: CheckFigures,
+}
+
+/// Ended checks of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckFigures {
+    /// Those that passed.
+    pub passed: u64,
+    /// Those that failed.
+    pub failed: u64,
+    /// How long they took.
+    pub durations: Histogram,
+}
+
+/// The last reload of the config, or its first load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReloadFigures {
+    /// The last one succeeded.
+    pub successful: bool,
+    /// When one last succeeded, seconds since 1970.
+    pub succeeded_at: u64,
+}
+
+/// A histogram of durations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Histogram {
+    buckets: [u64; BOUNDS.len()],
+    count: u64,
+    sum: Duration,
+}
+
+/// Upper bounds of the buckets, seconds: from a TCP handshake on one's own switch to the largest sensible timeout.
+const BOUNDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+impl Histogram {
+    /// Counts a duration.
+    pub fn observe(&mut self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        if let Some(bucket) = BOUNDS.iter().position(|bound| seconds <= *bound) {
+            self.buckets[bucket] += 1;
+        }
+        self.count += 1;
+        self.sum += duration;
+    }
+}
+
+/// Everything, in Prometheus' text format 0.0.4.
+pub fn render(figures: &Figures) -> String {
+    let mut page = Page(String::with_capacity(16 * 1024));
+    node(&mut page, figures);
+    backends(&mut page, figures);
+    data_plane(&mut page, figures);
+    page.0
+}
+
+fn node(page: &mut Page, figures: &Figures) {
+    let status = &figures.status;
+    page.family("build_info", "gauge", "Version of the agent.");
+    page.sample("build_info", &[("version", &status.version)], 1);
+    page.family("role", "gauge", "Role of this node, one-hot.");
+    for role in Role::ALL {
+        page.sample("role", &[("role", role.name())], u64::from(status.role == role));
+    }
+    page.family("vip_fenced", "gauge", "1 while this node's lease is over and it does not claim the VIPs.");
+    page.sample("vip_fenced", &[], u64::from(status.fenced));
+    page.family("xdp_attached", "gauge", "1 where the program is attached, by interface and mode.");
+    for interface in &status.interfaces {
+        for mode in ["native", "generic"] {
+            let attached = interface.xdp_mode.as_deref() == Some(mode);
+            page.sample(
+                "xdp_attached",
+                &[("interface", &interface.name), ("mode", mode)],
+                u64::from(attached),
+            );
+        }
+    }
+    page.family(
+        "service_fail_open",
+        "gauge",
+        "1 while no backend is healthy and others are used in their place.",
+    );
+    for service in &status.services {
+        page.sample("service_fail_open", &[("service", &service.name)], u64::from(service.fail_open));
+    }
+    page.family("flows", "gauge", "Established flows.");
+    page.sample("flows", &[], status.flow_table.used);
+    page.family("half_open_flows", "gauge", "Half-open flows.");
+    page.sample("half_open_flows", &[], figures.half_open);
+    page.family("flow_table_capacity", "gauge", "Established flows at most.");
+    page.sample("flow_table_capacity", &[], status.flow_table.capacity);
+    page.family("config_last_reload_successful", "gauge", "1 if the last load of the config succeeded.");
+    page.sample("config_last_reload_successful", &[], u64::from(figures.reload.successful));
+    page.family(
+        "config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "When the config was last loaded, Unix time.",
+    );
+    page.sample("config_last_reload_success_timestamp_seconds", &[], figures.reload.succeeded_at);
+}
+
+/// A metric of a backend that is one number.
+type BackendMetric = (&'static str, &'static str, &'static str, fn(&BackendFigures) -> u64);
+
+/// A counter of a backend with a value a direction, in and out.
+type DirectedMetric = (&'static str, &'static str, [fn(&BackendCounters) -> u64; 2]);
+
+fn backends(page: &mut Page, figures: &Figures) {
+    let all = || {
+        let services = figures.status.services.iter().zip(&figures.backends);
+        services.flat_map(|(service, of)| {
+            service
+                .backends
+                .iter()
+                .zip(of)
+                .map(|(backend, figures)| (service.name.as_str(), backend, figures))
+        })
+    };
+    page.family("backend_state", "gauge", "State of the backend, one-hot.");
+    for (service, backend, _) in all() {
+        for state in BACKEND_STATES {
+            let labels = [("service", service), ("backend", &backend.name), ("state", state)];
+            page.sample("backend_state", &labels, u64::from(backend.state == state));
+        }
+    }
+    page.family("backend_weight", "gauge", "Weight of the backend.");
+    for (service, backend, _) in all() {
+        page.sample(
+            "backend_weight",
+            &[("service", service), ("backend", &backend.name)],
+            backend.weight.into(),
+        );
+    }
+    page.family("backend_flows", "gauge", "Established flows of the backend.");
+    for (service, backend, _) in all() {
+        page.sample("backend_flows", &[("service", service), ("backend", &backend.name)], backend.flows);
+    }
+    let plain: [BackendMetric; 3] = [
+        ("backend_up", "gauge", "1 while the backend's checks say that it is healthy.", |f| f.up.into()),
+        ("backend_connections_total", "counter", "Connections begun to the backend.", |f| {
+            f.counters.connections
+        }),
+        ("nat_ports_used", "gauge", "NAT ports toward the backend that are not free, of 64512.", |f| {
+            f.nat_ports
+        }),
+    ];
+    for (name, kind, help, value) in plain {
+        page.family(name, kind, help);
+        for (service, backend, figures) in all() {
+            page.sample(name, &[("service", service), ("backend", &backend.name)], value(figures));
+        }
+    }
+    let directed: [DirectedMetric; 2] = [
+        (
+            "backend_packets_total",
+            "Packets to (in) and from (out) the backend.",
+            [|c| c.packets_in, |c| c.packets_out],
+        ),
+        (
+            "backend_bytes_total",
+            "Octets to (in) and from (out) the backend, frames.",
+            [|c| c.bytes_in, |c| c.bytes_out],
+        ),
+    ];
+    for (name, help, values) in directed {
+        page.family(name, "counter", help);
+        for (service, backend, figures) in all() {
+            for (direction, value) in ["in", "out"].into_iter().zip(values) {
+                let labels =
+                    [("service", service), ("backend", backend.name.as_str()), ("direction", direction)];
+                page.sample(name, &labels, value(&figures.counters));
+            }
+        }
+    }
+    page.family(
+        "backend_handshake_failures_total",
+        "counter",
+        "Handshakes that the backend did not complete.",
+    );
+    for (service, backend, figures) in all() {
+        let labels = [("service", service), ("backend", backend.name.as_str()), ("reason", "refused")];
+        page.sample("backend_handshake_failures_total", &labels, figures.counters.refused);
+    }
+    page.family("backend_checks_total", "counter", "Ended health checks of the backend.");
+    for (service, backend, figures) in all() {
+        for (result, value) in [("passed", figures.checks.passed), ("failed", figures.checks.failed)] {
+            let labels = [("service", service), ("backend", backend.name.as_str()), ("result", result)];
+            page.sample("backend_checks_total", &labels, value);
+        }
+    }
+    page.family("backend_check_duration_seconds", "histogram", "How long health checks took.");
+    for (service, backend, figures) in all() {
+        let labels = [("service", service), ("backend", backend.name.as_str())];
+        page.histogram("backend_check_duration_seconds", &labels, &figures.checks.durations);
+    }
+}
+
+fn data_plane(page: &mut Page, figures: &Figures) {
+    for (kind, name, label, help) in [
+        (Kind::Drop, "dropped_packets_total", "reason", "Packets for a VIP that went nowhere."),
+        (Kind::Reset, "reset_packets_total", "reason", "Packets for a VIP that were answered with a RST."),
+        (Kind::Event, "data_plane_events_total", "event", "What else happened in the data plane."),
+    ] {
+        page.family(name, "counter", help);
+        for counter in Counter::ALL.iter().filter(|counter| counter.kind() == kind) {
+            page.sample(name, &[(label, counter.name())], counter.of(&figures.counters));
+        }
+    }
+}
+
+/// The text so far.
+struct Page(String);
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.0, "# HELP etcd_lb_{name} {help}\n# TYPE etcd_lb_{name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        self.line(name, labels, &value.to_string());
+    }
+
+    fn histogram(&mut self, name: &str, labels: &[(&str, &str)], histogram: &Histogram) {
+        let bucket = format!("{name}_bucket");
+        let mut below = 0;
+        for (bound, in_bucket) in BOUNDS.iter().zip(histogram.buckets) {
+            below += in_bucket;
+            let bound = bound.to_string();
+            self.sample(&bucket, &[labels, &[("le", bound.as_str())]].concat(), below);
+        }
+        self.sample(&bucket, &[labels, &[("le", "+Inf")]].concat(), histogram.count);
+        self.line(&format!("{name}_sum"), labels, &histogram.sum.as_secs_f64().to_string());
+        self.sample(&format!("{name}_count"), labels, histogram.count);
+    }
+
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: &str) {
+        let _ = write!(self.0, "etcd_lb_{name}");
+        for (place, (label, text)) in labels.iter().enumerate() {
+            let open = if place == 0 { '{' } else { ',' };
+            let _ = write!(self.0, "{open}{label}=\"{}\"", escaped(text));
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{close} {value}");
+    }
+}
+
+/// A label's value as the text format wants it.
+fn escaped(text: &str) -> String {
+    text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
+}
+
+#[cfg(test)]
+mod tests;

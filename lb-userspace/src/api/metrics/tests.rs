@@ -1,0 +1,109 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::api::status::{BackendStatus, FlowTableStatus, InterfaceStatus, ServiceStatus};
+
+fn figures() -> Figures {
+    let backend = BackendStatus {
+        name: "etcd \"1\"".into(),
+        address: "10.0.1.10:2379".into(),
+        state: "draining".into(),
+        reason: "probe passed".into(),
+        weight: 3,
+        flows: 7,
+        slots: 65_537,
+        leader: None,
+        version: None,
+        cluster_id: None,
+        last_check_ms: Some(12),
+        since: "2026-01-01T00:00:00Z".into(),
+    };
+    let service = ServiceStatus {
+        name: "etcd".into(),
+        vip: "10.0.1.100".into(),
+        port: 2379,
+        mode: "nat".into(),
+        algorithm: "maglev".into(),
+        fail_open: false,
+        flows: 7,
+        half_open: 2,
+        backends: vec![backend],
+    };
+    let mut checks = CheckFigures { passed: 2, failed: 1, ..CheckFigures::default() };
+    for duration in [Duration::from_micros(900), Duration::from_millis(3), Duration::from_secs(9)] {
+        checks.durations.observe(duration);
+    }
+    Figures {
+        status: Status {
+            version: "0.1.0".into(),
+            role: Role::Standalone,
+            fenced: false,
+            interfaces: vec![InterfaceStatus { name: "eth0.5".into(), xdp_mode: Some("native".into()) }],
+            services: vec![service],
+            flow_table: FlowTableStatus { used: 7, capacity: 131_072 },
+            peer: None,
+        },
+        half_open: 2,
+        counters: Counters { fragment: 5, flow_new: 9, closed_port: 4, ..Counters::default() },
+        backends: vec![vec![BackendFigures {
+            up: true,
+            counters: BackendCounters {
+                packets_in: 10,
+                packets_out: 11,
+                refused: 1,
+                ..BackendCounters::default()
+            },
+            nat_ports: 9,
+            checks,
+        }]],
+        reload: ReloadFigures { successful: true, succeeded_at: 1_767_225_600 },
+    }
+}
+
+#[test]
+fn the_page_says_what_the_figures_say() {
+    let page = render(&figures());
+    for line in [
+        "etcd_lb_build_info{version=\"0.1.0\"} 1",
+        "etcd_lb_role{role=\"standalone\"} 1",
+        "etcd_lb_role{role=\"active\"} 0",
+        "etcd_lb_vip_fenced 0",
+        "etcd_lb_xdp_attached{interface=\"eth0.5\",mode=\"native\"} 1",
+        "etcd_lb_xdp_attached{interface=\"eth0.5\",mode=\"generic\"} 0",
+        "etcd_lb_backend_up{service=\"etcd\",backend=\"etcd \\\"1\\\"\"} 1",
+        "etcd_lb_backend_state{service=\"etcd\",backend=\"etcd \\\"1\\\"\",state=\"draining\"} 1",
+        "etcd_lb_backend_state{service=\"etcd\",backend=\"etcd \\\"1\\\"\",state=\"learner\"} 0",
+        "etcd_lb_backend_packets_total{service=\"etcd\",backend=\"etcd \\\"1\\\"\",direction=\"out\"} 11",
+        "etcd_lb_backend_handshake_failures_total{service=\"etcd\",backend=\"etcd \\\"1\\\"\",reason=\"refused\"} 1",
+        "etcd_lb_backend_checks_total{service=\"etcd\",backend=\"etcd \\\"1\\\"\",result=\"failed\"} 1",
+        "etcd_lb_backend_check_duration_seconds_bucket{service=\"etcd\",backend=\"etcd \\\"1\\\"\",le=\"0.001\"} 1",
+        "etcd_lb_backend_check_duration_seconds_bucket{service=\"etcd\",backend=\"etcd \\\"1\\\"\",le=\"5\"} 2",
+        "etcd_lb_backend_check_duration_seconds_bucket{service=\"etcd\",backend=\"etcd \\\"1\\\"\",le=\"+Inf\"} 3",
+        "etcd_lb_backend_check_duration_seconds_sum{service=\"etcd\",backend=\"etcd \\\"1\\\"\"} 9.0039",
+        "etcd_lb_dropped_packets_total{reason=\"fragment\"} 5",
+        "etcd_lb_reset_packets_total{reason=\"closed_port\"} 4",
+        "etcd_lb_data_plane_events_total{event=\"flow_new\"} 9",
+        "etcd_lb_dropped_packets_total{reason=\"tail_call\"} 0",
+        "etcd_lb_half_open_flows 2",
+        "etcd_lb_nat_ports_used{service=\"etcd\",backend=\"etcd \\\"1\\\"\"} 9",
+        "etcd_lb_config_last_reload_success_timestamp_seconds 1767225600",
+    ] {
+        assert!(page.lines().any(|found| found == line), "no line {line} in\n{page}");
+    }
+}
+
+#[test]
+fn each_series_stands_once_after_its_type() {
+    let page = render(&figures());
+    let (mut seen, mut families, mut family) = (HashSet::new(), HashSet::new(), "");
+    for line in page.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            family = rest.split(' ').next().unwrap();
+            assert!(families.insert(family), "{family} is declared twice");
+        } else if !line.starts_with('#') {
+            let series = line.rsplit_once(' ').unwrap().0;
+            assert!(series.starts_with(family), "{series} stands under {family}");
+            assert!(seen.insert(series), "{series} stands twice");
+        }
+    }
+}

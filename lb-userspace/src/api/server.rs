@@ -1,0 +1,183 @@
+//! The routes, on the unix socket and over HTTP.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    path::Path,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State, rejection::JsonRejection, rejection::QueryRejection},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Serialize;
+use serde_json::json;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::command::{Command, Commands, DrainRequest, Draining, FlowQuery, Gone};
+
+/// An agent that does not answer for this long is not well: what probes of a kubelet or Prometheus wait at most.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What root may ask over the unix socket.
+pub fn socket_router(commands: Commands) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/flows", get(flows))
+        .route("/drain", post(drain))
+        .route("/undrain", post(undrain))
+        .route("/reload", post(reload))
+        .fallback(nothing_here)
+        .with_state(commands)
+}
+
+/// What anybody may read over HTTP.
+pub fn http_router(commands: Commands) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/status.json", get(status))
+        .fallback(nothing_here)
+        .with_state(commands)
+}
+
+/// Makes the socket, mode 0600, in its directory, mode 0755 if it is made. A socket that an earlier agent left behind is
+/// replaced: the caller holds the lock that says there is no other agent.
+///
+/// # Errors
+/// The directory or socket cannot be made, or something else than a socket has its name.
+pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is no socket")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Listens for HTTP.
+///
+/// # Errors
+/// The address is not ours or in use.
+pub async fn bind_http(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// Serves the unix socket until the task is aborted.
+pub async fn serve_socket(listener: UnixListener, router: Router) {
+    // Its errors are those of single connections; it goes on after them.
+    let _ = axum::serve(listener, router).await;
+}
+
+/// Serves HTTP until the task is aborted.
+pub async fn serve_http(listener: TcpListener, router: Router) {
+    let _ = axum::serve(listener, router).await;
+}
+
+/// An answer that is no success.
+struct Refusal(StatusCode, String);
+
+impl Refusal {
+    fn gone(error: impl Into<String>) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, error.into())
+    }
+
+    fn bad_request(error: impl Into<String>) -> Self {
+        Self(StatusCode::BAD_REQUEST, error.into())
+    }
+
+    fn refused(error: impl Into<String>) -> Self {
+        Self(StatusCode::UNPROCESSABLE_ENTITY, error.into())
+    }
+}
+
+impl From<Gone> for Refusal {
+    fn from(error: Gone) -> Self {
+        Self::gone(error.to_string())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+async fn status(State(commands): State<Commands>) -> Answer<impl Serialize> {
+    commands.ask(Command::Status).await.map(Json).map_err(Refusal::from)
+}
+
+async fn flows(
+    State(commands): State<Commands>,
+    query: Result<Query<FlowQuery>, QueryRejection>,
+) -> Answer<impl Serialize> {
+    let Query(query) = query.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+    let answer = commands.ask(|reply| Command::Flows(query, reply)).await.map_err(Refusal::from)?;
+    answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn drain(commands: State<Commands>, request: Body) -> Answer<impl Serialize> {
+    set_draining(commands, request, Draining::Begin).await
+}
+
+async fn undrain(commands: State<Commands>, request: Body) -> Answer<impl Serialize> {
+    set_draining(commands, request, Draining::End).await
+}
+
+type Body = Result<Json<DrainRequest>, JsonRejection>;
+
+async fn set_draining(
+    State(commands): State<Commands>,
+    request: Body,
+    draining: Draining,
+) -> Answer<impl Serialize> {
+    let Json(request) = request.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+    let answer =
+        commands.ask(|reply| Command::Drain(request, draining, reply)).await.map_err(Refusal::from)?;
+    answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn reload(State(commands): State<Commands>) -> Answer<impl Serialize> {
+    let answer = commands.ask(Command::Reload).await.map_err(Refusal::from)?;
+    answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn metrics(State(commands): State<Commands>) -> Result<impl IntoResponse, Refusal> {
+    let text = commands.ask(Command::Metrics).await.map_err(Refusal::from)?;
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
+}
+
+/// The agent's loop turns.
+async fn healthz(State(commands): State<Commands>) -> Result<&'static str, Refusal> {
+    ask_in_time(&commands).await.map(|_| "ok\n")
+}
+
+/// The data plane is attached and every service has a backend to send new connections to.
+async fn readyz(State(commands): State<Commands>) -> Result<&'static str, Refusal> {
+    ask_in_time(&commands).await?.map(|()| "ready\n").map_err(Refusal::gone)
+}
+
+async fn ask_in_time(commands: &Commands) -> Result<Result<(), String>, Refusal> {
+    match tokio::time::timeout(PATIENCE, commands.ask(Command::Ready)).await {
+        Ok(answer) => answer.map_err(Refusal::from),
+        Err(_) => Err(Refusal::gone("the agent does not answer")),
+    }
+}
+
+async fn nothing_here() -> Refusal {
+    Refusal(StatusCode::NOT_FOUND, "there is nothing at this path".into())
+}

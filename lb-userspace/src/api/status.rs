@@ -1,0 +1,137 @@
+//! The document of `status --json` and `/status.json`.
+
+use serde::{Deserialize, Serialize};
+
+/// The state of this node and all it balances.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// What this node is.
+    pub role: Role,
+    /// The lease is over: the VIPs are not claimed.
+    pub fenced: bool,
+    /// Where the program is attached.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// In the config's order.
+    pub services: Vec<ServiceStatus>,
+    /// The flow table.
+    pub flow_table: FlowTableStatus,
+    /// The other node of the pair; absent on a standalone node.
+    pub peer: Option<PeerStatus>,
+}
+
+/// Roles of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It owns the VIPs.
+    Active,
+    /// It waits to take over.
+    Backup,
+    /// It has no peer and owns the VIPs.
+    Standalone,
+    /// It cannot serve.
+    Fault,
+}
+
+impl Role {
+    /// All of them, as the metric `role` lists them.
+    pub const ALL: [Self; 4] = [Self::Active, Self::Backup, Self::Standalone, Self::Fault];
+
+    /// The word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Backup => "backup",
+            Self::Standalone => "standalone",
+            Self::Fault => "fault",
+        }
+    }
+}
+
+/// An interface that the program is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`; null while it is not attached (the interface is gone).
+    pub xdp_mode: Option<String>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub vip: String,
+    /// Its port.
+    pub port: u16,
+    /// `nat` or `dsr`.
+    pub mode: String,
+    /// How a backend is chosen.
+    pub algorithm: String,
+    /// No backend is healthy, and others are used in their place, now.
+    pub fail_open: bool,
+    /// Established flows.
+    pub flows: u64,
+    /// Half-open flows.
+    pub half_open: u64,
+    /// In the config's order.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Its name.
+    pub name: String,
+    /// `IP:port`.
+    pub address: String,
+    /// `healthy`, `down`, `draining`, `starting` or `learner`.
+    pub state: String,
+    /// What the last check said.
+    pub reason: String,
+    /// Its share of new flows relative to the others.
+    pub weight: u32,
+    /// Established flows.
+    pub flows: u64,
+    /// Slots of the service's Maglev table.
+    pub slots: u64,
+    /// Whether it leads the etcd cluster, where known.
+    pub leader: Option<bool>,
+    /// Its etcd version, where known.
+    pub version: Option<String>,
+    /// Its etcd cluster's id, where known.
+    pub cluster_id: Option<String>,
+    /// Milliseconds since the last check ended; null before the first.
+    pub last_check_ms: Option<u64>,
+    /// Since when the state stands, RFC 3339, UTC.
+    pub since: String,
+}
+
+/// Words for [`BackendStatus::state`], as the metric `backend_state` lists them.
+pub const BACKEND_STATES: [&str; 5] = ["healthy", "down", "draining", "starting", "learner"];
+
+/// How full the flow table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowTableStatus {
+    /// Established flows.
+    pub used: u64,
+    /// Established flows at most.
+    pub capacity: u64,
+}
+
+/// The other node of the pair.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Where it listens.
+    pub address: String,
+    /// The stream to it is up.
+    pub connected: bool,
+    /// It has all of this node's flows.
+    pub synced: bool,
+    /// How far it lags behind.
+    pub lag_ms: Option<u64>,
+}

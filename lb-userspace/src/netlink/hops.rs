@@ -1,0 +1,103 @@
+//! Next hops toward the backends, and how they stay fresh.
+//!
+//! XDP sends past the kernel's stack, so no traffic of ours confirms a neighbour: the kernel is asked to (`NTF_USE`, what
+//! sending a packet would do) whenever an entry is missing or no longer confirmed. A MAC that the kernel learns anew,
+//! by an answer or a gratuitous ARP, comes as a message and is followed at once.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use lb_common::{addr::Mac, maps::NextHop};
+use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::Handle;
+use tracing::{info, warn};
+
+use super::{
+    mirror::Mirror,
+    routes::{self, Route, RouteError},
+};
+
+/// The next hops of a set of destinations.
+#[derive(Debug, Default)]
+pub struct Hops {
+    routes: HashMap<IpAddr, Result<Route, RouteError>>,
+    /// The last MAC of each neighbour: better than none while the kernel asks anew.
+    known: HashMap<(u32, IpAddr), Mac>,
+}
+
+impl Hops {
+    /// Asks the kernel for the route to each of `destinations`, and forgets all others. What changed is logged once.
+    pub async fn look_up(&mut self, handle: &Handle, destinations: &BTreeSet<IpAddr>) {
+        self.routes.retain(|destination, _| destinations.contains(destination));
+        for &destination in destinations {
+            let route = routes::look_up(handle, destination).await;
+            let before = self.routes.insert(destination, route.clone());
+            if before.as_ref() == Some(&route) {
+                continue;
+            }
+            match (before, route) {
+                (_, Err(error)) => warn!(backend = %destination, %error, "no next hop"),
+                (Some(_), Ok(route)) => {
+                    info!(backend = %destination, ifindex = route.ifindex, via = %route.neighbour, "route changed");
+                }
+                (None, Ok(_)) => {}
+            }
+        }
+    }
+
+    /// Takes in the neighbours' MACs.
+    pub fn learn(&mut self, mirror: &Mirror) {
+        for route in self.routes.values().flatten() {
+            let key = (route.ifindex, route.neighbour);
+            let Some(mac) = mirror.neighbour(key.0, key.1).and_then(|neighbour| neighbour.mac) else {
+                continue;
+            };
+            match self.known.insert(key, mac) {
+                Some(before) if before != mac => {
+                    info!(neighbour = %key.1, ifindex = key.0, from = %before, to = %mac, "MAC changed");
+                }
+                _ => {}
+            }
+        }
+        self.known.retain(|(ifindex, _), _| mirror.link(*ifindex).is_some());
+    }
+
+    /// The next hop toward `destination`; `None` while the route or the neighbour's MAC is not known.
+    pub fn hop(&self, mirror: &Mirror, destination: IpAddr) -> Option<NextHop> {
+        let route = self.routes.get(&destination)?.as_ref().ok()?;
+        let source_mac = mirror.link(route.ifindex)?.mac?;
+        let mac = *self.known.get(&(route.ifindex, route.neighbour))?;
+        Some(NextHop { ifindex: route.ifindex, mac, source_mac, tags: [0; 2] })
+    }
+
+    /// The interface toward `destination`, whether or not its neighbour is known.
+    pub fn interface(&self, destination: IpAddr) -> Option<u32> {
+        Some(self.routes.get(&destination)?.as_ref().ok()?.ifindex)
+    }
+
+    /// Whether a MAC is known for each destination that has a route.
+    pub fn complete(&self) -> bool {
+        self.routes.values().flatten().all(|route| self.known.contains_key(&(route.ifindex, route.neighbour)))
+    }
+
+    /// Makes the kernel resolve, or confirm, each neighbour that is not fresh.
+    pub async fn provoke(&self, handle: &Handle, mirror: &Mirror) {
+        let neighbours: BTreeSet<_> =
+            self.routes.values().flatten().map(|route| (route.ifindex, route.neighbour)).collect();
+        for (ifindex, address) in neighbours {
+            if mirror.neighbour(ifindex, address).is_some_and(|neighbour| neighbour.fresh) {
+                continue;
+            }
+            let request = handle
+                .neighbours()
+                .add(ifindex, address)
+                .state(NeighbourState::None)
+                .flags(NeighbourFlags::Use)
+                .replace();
+            // It fails when the interface went away just now; the message about that is on its way.
+            let _ = request.execute().await;
+        }
+    }
+}

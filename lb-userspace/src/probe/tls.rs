@@ -1,0 +1,218 @@
+//! TLS toward backends: files that are read anew when they change, and errors in words.
+
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::Failure;
+use crate::secret;
+
+/// The files of a service's health check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificates of the authorities that sign the backends' certificates.
+    pub ca_file: PathBuf,
+    /// The client certificate and its key.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// The files, and what was read from them last.
+#[derive(Debug)]
+pub struct TlsSource {
+    files: TlsFiles,
+    cached: Mutex<Option<(Vec<SystemTime>, Arc<ClientConfig>)>>,
+}
+
+impl TlsSource {
+    /// Nothing is read yet.
+    pub fn new(files: TlsFiles) -> Self {
+        Self { files, cached: Mutex::new(None) }
+    }
+
+    /// The files it reads.
+    pub fn files(&self) -> &TlsFiles {
+        &self.files
+    }
+
+    /// The configuration as of the files' last change.
+    ///
+    /// # Errors
+    /// A file that cannot be read, holds nothing of its kind, or is a key that others can read.
+    pub fn config(&self) -> Result<Arc<ClientConfig>, String> {
+        let stamps = self.stamps()?;
+        // A panic while the lock is held leaves either the old pair or the new one: both are whole.
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((read_at, config)) = cached.as_ref()
+            && *read_at == stamps
+        {
+            return Ok(config.clone());
+        }
+        let config = Arc::new(load(&self.files)?);
+        *cached = Some((stamps, config.clone()));
+        Ok(config)
+    }
+
+    fn stamps(&self) -> Result<Vec<SystemTime>, String> {
+        let client = self.files.client.iter().flat_map(|(cert, key)| [cert, key]);
+        std::iter::once(&self.files.ca_file)
+            .chain(client)
+            .map(|path| {
+                std::fs::metadata(path).and_then(|m| m.modified()).map_err(|error| unreadable(path, &error))
+            })
+            .collect()
+    }
+}
+
+/// Shakes hands over `stream`; the backend's certificate must be valid for `server_name`, a name or an address.
+pub(super) async fn connect(
+    stream: TcpStream,
+    source: &TlsSource,
+    server_name: &str,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    let config = source.config().map_err(Failure::new)?;
+    let name = ServerName::try_from(server_name.to_owned()).map_err(|_| {
+        Failure::new(format!("server_name {server_name:?} is neither a DNS name nor an address"))
+    })?;
+    TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
+        Failure::new(reason_within(&error).unwrap_or_else(|| match error.kind() {
+            io::ErrorKind::UnexpectedEof => "the backend closed the connection (does it speak TLS?)".into(),
+            _ => error.to_string(),
+        }))
+    })
+}
+
+/// TLS's reason somewhere inside an error, in words.
+pub(super) fn reason_within(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
+            return Some(words(error));
+        }
+        // io::Error's source() is its inner error's source, so that the inner error itself is skipped.
+        if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref)
+            && let Some(reason) = reason_within(inner)
+        {
+            return Some(reason);
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn words(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(error) => certificate_words(error),
+        rustls::Error::AlertReceived(alert) => alert_words(*alert),
+        rustls::Error::InvalidMessage(_) => "the backend does not speak TLS on this port".into(),
+        rustls::Error::PeerIncompatible(reason) => format!("no TLS 1.2 or 1.3 in common: {reason:?}"),
+        other => other.to_string(),
+    }
+}
+
+fn certificate_words(error: &CertificateError) -> String {
+    match error {
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let missing = match expected {
+                ServerName::IpAddress(address) => format!("IP:{}", std::net::IpAddr::from(*address)),
+                other => format!("DNS:{}", other.to_str()),
+            };
+            let presented = if presented.is_empty() { "no name at all".into() } else { presented.join(", ") };
+            format!(
+                "the backend's certificate lacks the SAN entry {missing}; it is valid for {presented} \
+                 (set server_name to one of them, or issue it anew)"
+            )
+        }
+        CertificateError::NotValidForName => "the backend's certificate lacks the SAN entry asked for".into(),
+        CertificateError::ExpiredContext { not_after, .. } => {
+            format!("the backend's certificate expired {}", ago(not_after.as_secs()))
+        }
+        CertificateError::Expired => "the backend's certificate has expired".into(),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "the backend's certificate is not valid yet (are the clocks right?)".into()
+        }
+        CertificateError::UnknownIssuer => {
+            "the backend's certificate is signed by an authority that is not in ca_file".into()
+        }
+        other => format!("the backend's certificate is refused: {other}"),
+    }
+}
+
+fn alert_words(alert: AlertDescription) -> String {
+    match alert {
+        AlertDescription::CertificateRequired => {
+            "the backend wants a client certificate: set cert_file and key_file".into()
+        }
+        AlertDescription::BadCertificate
+        | AlertDescription::UnknownCA
+        | AlertDescription::CertificateExpired
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::UnsupportedCertificate => {
+            format!(
+                "the backend refuses our client certificate (alert {alert:?}): check cert_file, or set it if it is absent"
+            )
+        }
+        other => format!("the backend ended the handshake with alert {other:?}"),
+    }
+}
+
+/// How long ago a Unix time was.
+fn ago(at: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(at, |now| now.as_secs());
+    match now.saturating_sub(at) {
+        seconds if seconds < 7200 => format!("{} minutes ago", seconds / 60),
+        seconds if seconds < 172_800 => format!("{} hours ago", seconds / 3600),
+        seconds => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+fn load(files: &TlsFiles) -> Result<ClientConfig, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(&files.ca_file)? {
+        roots.add(certificate).map_err(|error| format!("{}: {error}", files.ca_file.display()))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots);
+    let mut config = match &files.client {
+        None => builder.with_no_client_auth(),
+        Some((cert, key)) => builder
+            .with_client_auth_cert(certificates(cert)?, private_key(key)?)
+            .map_err(|error| format!("{} and {}: {error}", cert.display(), key.display()))?,
+    };
+    // Each probe is to see what a new client sees: a resumed session skips the certificate's check.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(format!("{} holds no PEM certificate", path.display())),
+        Err(error) => Err(format!("{} is not PEM: {error}", path.display())),
+    }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let pem = secret::read(path).map_err(|error| error.to_string())?;
+    PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|error| format!("{} holds no PEM private key: {error}", path.display()))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("cannot read {}: {error}", path.display())
+}

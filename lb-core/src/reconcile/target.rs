@@ -86,10 +86,7 @@ pub(super) fn target(desired: &Desired, actual: &Actual, tables: &mut TableCache
     let used = target.services.keys().copied().collect::<BTreeSet<_>>();
     tables.0.retain(|service, _| used.contains(service));
     for &service in &used {
-        target
-            .maglev
-            .entry(service)
-            .or_insert_with(|| vec![maps::NO_BACKEND; maps::MAGLEV_SLOTS as usize].as_slice().into());
+        target.maglev.entry(service).or_insert_with(empty_table);
     }
     derive(&mut target);
     add_addresses(&desired.addresses, actual, &mut target)?;
@@ -236,12 +233,20 @@ fn add_table(service: &DesiredService, target: &mut Actual, tables: &mut TableCa
 }
 
 fn build(shares: &[Share]) -> Table {
+    // Maglev's worst case is the one without a choice: no walk meets anybody.
+    if !shares.iter().any(|share| share.live && share.weight > 0) {
+        return empty_table();
+    }
     let members: Vec<maglev::Member<'_>> = shares
         .iter()
         .map(|share| maglev::Member { key: share.key.as_bytes(), weight: share.weight, live: share.live })
         .collect();
     let number = |owner: u16| shares.get(usize::from(owner)).map_or(maps::NO_BACKEND, |share| share.number);
     maglev::build(&members).into_iter().map(number).collect()
+}
+
+fn empty_table() -> Table {
+    std::iter::repeat_n(maps::NO_BACKEND, maps::MAGLEV_SLOTS as usize).collect()
 }
 
 /// What follows from services and backends alone: reserved ports.

@@ -20,16 +20,18 @@
 //! plus one slot for each backend too light to earn one; after a loss the others' gains differ from their
 //! proportion by random sampling only, below 1 % of the table. Configuring a further backend, or another
 //! weight, also moves up to 0.5 % of the slots between the others, as in any Maglev. Building takes 0.5 to 4
-//! ms for up to 16 backends, 60 ms at worst for 1,024.
+//! ms for up to 16 backends, 60 ms at worst for 1,024 (`examples/maglev_time.rs`).
 //!
 //! Both nodes of a pair and all releases must build the same table, so hash and fill are part of the contract
 //! between nodes: the test `table_is_the_same_everywhere` holds them.
 
-/// Slots of a table: a prime, the paper's choice for small sets of backends.
-pub const TABLE_SIZE: usize = 65_537;
+use lb_common::maps;
 
-/// The owner of a slot that no backend can take.
-pub const NONE: u16 = u16::MAX;
+/// Slots of a table, as in the pinned map: a prime, the paper's choice for small sets of backends.
+pub const TABLE_SIZE: usize = maps::MAGLEV_SLOTS as usize;
+
+/// The owner of a slot that no backend can take, as in the pinned map.
+pub const NONE: u16 = maps::NO_BACKEND;
 
 /// A configured backend, as the table sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -150,20 +150,21 @@ impl Balancer {
         serde_json::from_str(&text).with_context(|| format!("status --json printed: {text}"))
     }
 
-    /// The state of a backend in the first service, as `status --json` names it.
+    /// The state of a backend in the first service that has it, as `status --json` names it.
     ///
     /// # Errors
     ///
     /// If the agent cannot be reached, or knows no such backend.
     pub fn backend_state(&self, backend: &str) -> Result<String> {
         let status = self.status()?;
-        let backends = status["services"][0]["backends"].as_array().context("status has no backends")?;
-        let found = backends.iter().find(|entry| entry["name"] == backend);
+        let services = status["services"].as_array().context("status has no services")?;
+        let backends = services.iter().filter_map(|service| service["backends"].as_array()).flatten();
+        let found = backends.into_iter().find(|entry| entry["name"] == backend);
         let state = found.and_then(|entry| entry["state"].as_str());
         Ok(state.with_context(|| format!("status has no backend {backend}: {status}"))?.to_owned())
     }
 
-    /// Waits until a backend of the first service is in a state.
+    /// Waits until a backend is in a state.
     ///
     /// # Errors
     ///

@@ -88,7 +88,7 @@ fn a_watch_runs_while_members_die_and_return() {
     command.args(["watch", "--prefix", "w/"]).stdin(Stdio::null());
     let mut watch = etcd_lb_tests::Process::spawn("watch", command, &log).unwrap();
     let mut expected = 0;
-    let mut put = |scene: &Scene, expected: &mut usize| {
+    let put = |scene: &Scene, expected: &mut usize| {
         *expected += 1;
         let (key, value) = (format!("w/{expected}"), format!("value-{expected}"));
         eventually(LIMIT, "a put", || {

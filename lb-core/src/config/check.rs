@@ -33,7 +33,7 @@ impl Checker<'_> {
         let counted = [
             ("services", services.len(), limits::MAX_SERVICES),
             ("backends", backends, limits::MAX_BACKENDS),
-            ("`allow` prefixes", prefixes, limits::MAX_ALLOW_PREFIXES),
+            ("`allow` prefixes", prefixes, limits::MAX_ALLOW),
         ];
         for (what, count, max) in counted.into_iter().filter(|(_, count, max)| count > max) {
             self.sink.error(

@@ -3,12 +3,10 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// Services in one config: entries of the pinned map `services`.
-pub const MAX_SERVICES: usize = 64;
-/// Backends of all services together: entries of the pinned map `backends`.
-pub const MAX_BACKENDS: usize = 1024;
-/// `allow` prefixes of all services together.
-pub const MAX_ALLOW_PREFIXES: usize = 4096;
+/// How many services, backends of all services together, and `allow` prefixes of all services together the
+/// pinned maps hold.
+pub use lb_common::maps::{MAX_ALLOW, MAX_BACKENDS, MAX_SERVICES};
+
 /// etcd's registered peer port (IANA), which must stay direct.
 pub const ETCD_PEER_PORT: u16 = 2380;
 /// The longest path of a unix socket: `sun_path` less its final NUL (unix(7)).

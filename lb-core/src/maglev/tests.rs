@@ -216,22 +216,3 @@ proptest! {
         prop_assert!(one.iter().zip(&other).all(|(a, b)| *a == named(*b)));
     }
 }
-
-/// Run with `--release -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn build_time() {
-    for (n, live) in
-        [(3, 3), (3, 2), (16, 16), (16, 8), (16, 1), (1024, 1024), (1024, 512), (1024, 2), (1024, 1)]
-    {
-        let set = Set::equal(n);
-        let best = (0..5)
-            .map(|_| {
-                let start = std::time::Instant::now();
-                std::hint::black_box(set.build(|i| i < live));
-                start.elapsed()
-            })
-            .min();
-        println!("{n} backends, {live} live: {best:?}");
-    }
-}

@@ -58,6 +58,8 @@ fn load_on(pins: &PinDir, object: &[u8], max_flows: u32, adopted: bool) -> Resul
         accept(&mut ebpf, name)?;
     }
     accept(&mut ebpf, program::ENTRY)?;
+    #[cfg(feature = "debug-log")]
+    super::debug_log::start(&mut ebpf);
     let (entry, id) = entry_of(&mut ebpf)?;
     let pinned = pin_load(pins, &mut ebpf, &entry, id).and_then(|()| {
         if !adopted {

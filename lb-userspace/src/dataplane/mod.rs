@@ -10,6 +10,7 @@
 //! | `census.rs`, `flows.rs` | counting and listing flows |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `leaving.rs` | what is cleaned up about once a second |
 //! | `detach.rs` | removing it all |
+//! | `debug_log.rs` | the program's own messages, in builds with the feature `debug-log` |
 //! | `bpf.rs` | calls to the kernel that aya does not have |
 //!
 //! The agent is never on the packet path. Everything here outlives it: maps, programs and links are pinned, and the next
@@ -18,6 +19,8 @@
 mod apply;
 mod bpf;
 mod census;
+#[cfg(feature = "debug-log")]
+mod debug_log;
 mod detach;
 mod device;
 mod error;

@@ -124,14 +124,14 @@ fn too_many() {
             format!("[[service]]\nname = \"s{i}\"\nvip = \"10.2.0.{}\"\nport = 2379\nbackend = []\n", i + 1)
         })
         .collect();
-    let allow = format!("allow = [{}]\ndrain_timeout = ", "\"10.0.2.0/24\",".repeat(4097));
+    let allow = format!("allow = [{}]\ndrain_timeout = ", "\"10.0.2.0/24\",".repeat(16_385));
     let cases = [
         ("[api]\n", backends, "1025 backends are too many; at most 1024 are possible altogether"),
         ("[api]\n", services, "65 services are too many; at most 64 are possible altogether"),
         (
             "drain_timeout = ",
             allow,
-            "4097 `allow` prefixes are too many; at most 4096 are possible altogether",
+            "16385 `allow` prefixes are too many; at most 16384 are possible altogether",
         ),
     ];
     for (replace, by, expected) in cases {

@@ -18,7 +18,7 @@ use std::{net::IpAddr, net::SocketAddr, time::Duration};
 use lb_common::{hash::Seed, maps};
 
 pub use self::{
-    actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, cleared},
+    actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, Table, cleared},
     plan::Planner,
     target::Error,
 };

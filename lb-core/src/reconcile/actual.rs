@@ -1,5 +1,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
+    ops::Deref,
     sync::Arc,
 };
 
@@ -38,11 +40,15 @@ pub struct Actual {
     pub interfaces: BTreeMap<u32, Interface>,
     /// `filter`.
     pub filter: FilterBits,
-    /// Maglev tables by service number: slot → backend number, [`maps::MAGLEV_SLOTS`] long.
-    pub maglev: BTreeMap<u16, Arc<[u16]>>,
+    /// Maglev tables by service number.
+    pub maglev: BTreeMap<u16, Table>,
     /// `lease`.
     pub lease: Lease,
 }
+
+/// A Maglev table: slot → backend number, [`maps::MAGLEV_SLOTS`] long. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Table(Arc<[u16]>);
 
 /// The bits that are set in a [`Filter`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,7 +87,7 @@ pub enum Change {
     /// Removes a prefix from `allow`.
     RemoveAllow(AllowKey),
     /// Swaps a service's Maglev table.
-    Maglev(u16, Arc<[u16]>),
+    Maglev(u16, Table),
     /// Takes a service's Maglev table away.
     RemoveMaglev(u16),
     /// Writes a service's entry.
@@ -170,6 +176,37 @@ impl Actual {
     pub fn used_backends(&self) -> impl Iterator<Item = (u16, &Backend)> {
         let used = |(_, backend): &(&u16, &Backend)| is_used(backend);
         self.backends.iter().filter(used).map(|(&number, backend)| (number, backend))
+    }
+}
+
+impl From<&[u16]> for Table {
+    fn from(slots: &[u16]) -> Self {
+        Self(slots.into())
+    }
+}
+
+impl FromIterator<u16> for Table {
+    fn from_iter<I: IntoIterator<Item = u16>>(slots: I) -> Self {
+        Self(slots.into_iter().collect())
+    }
+}
+
+impl Deref for Table {
+    type Target = [u16];
+
+    fn deref(&self) -> &[u16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Table {
+    /// How many slots each owner has: 65,537 numbers would be read by nobody.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut slots = BTreeMap::new();
+        for &owner in self.iter() {
+            *slots.entry(owner).or_insert(0u32) += 1;
+        }
+        f.debug_map().entries(slots).finish()
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
 };
 
 use lb_common::{
@@ -13,7 +12,7 @@ use lb_common::{
 
 use super::{
     Actual, Affinity, AllowKey, Desired, DesiredAddress, DesiredBackend, DesiredService, FilterBits,
-    NoBackend, Prefix,
+    NoBackend, Prefix, Table,
     actual::{cleared, is_used, return_key, service_key},
 };
 use crate::maglev;
@@ -62,7 +61,7 @@ pub enum Error {
 
 /// The Maglev tables built last, by service, with what they were built from: filling one takes milliseconds.
 #[derive(Debug, Default)]
-pub(super) struct TableCache(BTreeMap<u16, (Vec<Share>, Arc<[u16]>)>);
+pub(super) struct TableCache(BTreeMap<u16, (Vec<Share>, Table)>);
 
 /// What a table depends on, a backend each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,10 +86,7 @@ pub(super) fn target(desired: &Desired, actual: &Actual, tables: &mut TableCache
     let used = target.services.keys().copied().collect::<BTreeSet<_>>();
     tables.0.retain(|service, _| used.contains(service));
     for &service in &used {
-        target
-            .maglev
-            .entry(service)
-            .or_insert_with(|| vec![maps::NO_BACKEND; maps::MAGLEV_SLOTS as usize].into());
+        target.maglev.entry(service).or_insert_with(empty_table);
     }
     derive(&mut target);
     add_addresses(&desired.addresses, actual, &mut target)?;
@@ -236,13 +232,21 @@ fn add_table(service: &DesiredService, target: &mut Actual, tables: &mut TableCa
     tables.0.insert(number, (shares, table));
 }
 
-fn build(shares: &[Share]) -> Arc<[u16]> {
+fn build(shares: &[Share]) -> Table {
+    // Maglev's worst case is the one without a choice: no walk meets anybody.
+    if !shares.iter().any(|share| share.live && share.weight > 0) {
+        return empty_table();
+    }
     let members: Vec<maglev::Member<'_>> = shares
         .iter()
         .map(|share| maglev::Member { key: share.key.as_bytes(), weight: share.weight, live: share.live })
         .collect();
     let number = |owner: u16| shares.get(usize::from(owner)).map_or(maps::NO_BACKEND, |share| share.number);
     maglev::build(&members).into_iter().map(number).collect()
+}
+
+fn empty_table() -> Table {
+    std::iter::repeat_n(maps::NO_BACKEND, maps::MAGLEV_SLOTS as usize).collect()
 }
 
 /// What follows from services and backends alone: reserved ports.

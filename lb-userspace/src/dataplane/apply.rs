@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeMap, os::fd::AsFd as _, sync::atomic::Ordering};
 
-use aya::maps::{Array, HashMap, MapData, MapError, lpm_trie::Key};
-use lb_common::maps::{self, FlowKey, Maglev, NO_BACKEND, name};
+use aya::maps::{HashMap, MapData, MapError, lpm_trie::Key};
+use aya_obj::generated::bpf_map_type;
+use lb_common::maps::{self, FlowKey, Maglev, name};
 use lb_core::reconcile::{Change, NO_INTERFACE, NO_SERVICE, cleared};
-use zerocopy::FromBytes as _;
 
 use super::{
     bpf,
     error::Error,
-    maps::{Maps, is_absent},
+    maps::{Maps, boxed_maglev, is_absent},
     port_table::PortTable,
 };
 
@@ -77,17 +77,19 @@ pub(super) fn apply(
 
 /// A new inner map takes the place of the old one: readers have either, whole.
 fn swap_maglev(maps: &mut Maps, service: u16, table: &[u16]) -> Result<(), Error> {
-    // Filled on the heap: the value has 131 kB.
-    let mut bytes = vec![0xff; size_of::<Maglev>()];
-    const { assert!(NO_BACKEND == 0xffff) };
-    // The allocator aligns such a large block far beyond 2.
-    let value = Maglev::mut_from_bytes(&mut bytes)
-        .map_err(|_| Error::call("lay out", name::MAGLEV)(std::io::ErrorKind::InvalidData.into()))?;
+    let mut value = boxed_maglev();
     value.slots[..table.len()].copy_from_slice(table);
-    let failed = Error::map(name::MAGLEV);
-    let mut inner = Array::<MapData, Maglev>::create(1, 0).map_err(Error::map(name::MAGLEV))?;
-    inner.set(0, *value, ANY).map_err(Error::map(name::MAGLEV))?;
-    maps.maglev.set(service.into(), &inner, ANY).map_err(failed)
+    let definition = aya_obj::Map::new_from_params(
+        bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
+        size_of::<u32>() as u32,
+        size_of::<Maglev>() as u32,
+        1,
+        0,
+    );
+    let inner = MapData::create(definition, "maglev_table", None).map_err(Error::map(name::MAGLEV))?;
+    // SAFETY: the map was made with this value size.
+    unsafe { bpf::write_first(inner.fd().as_fd(), &*value) }.map_err(Error::call("write", name::MAGLEV))?;
+    maps.maglev.set(service.into(), &inner, ANY).map_err(Error::map(name::MAGLEV))
 }
 
 /// The epoch stays, so that no forward entry of the old owner fits the next one.

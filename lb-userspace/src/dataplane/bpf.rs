@@ -1,5 +1,6 @@
 //! The calls to the kernel's bpf(2) that aya does not offer, or not in the shape needed here: links that are never made
-//! by netlink instead, the interface of a link, reading a hash map in batches, and emptying a slot of a map of maps.
+//! by netlink instead, the interface of a link, reading a hash map in batches, emptying a slot of a map of maps, and
+//! values too large for the stack.
 
 use std::{
     ffi::CString,
@@ -83,6 +84,37 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     // SAFETY: every bit pattern is a value of the integers in the union.
     let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
     Ok(XdpLinkInfo { program_id: info.prog_id, ifindex })
+}
+
+/// Reads an array's first element.
+///
+/// # Safety
+///
+/// `V` has the map's value size.
+pub(super) unsafe fn read_first<V: FromBytes>(map: BorrowedFd<'_>, value: &mut V) -> io::Result<()> {
+    let key = 0u32;
+    let mut attr = empty();
+    attr.__bindgen_anon_2.map_fd = number(map);
+    attr.__bindgen_anon_2.key = &raw const key as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = &raw mut *value as u64;
+    // SAFETY: an array's key has 4 octets; the kernel writes as many octets as the value has, the caller vouches; any bits
+    // are a value of a `FromBytes` type.
+    unsafe { call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }.map(drop)
+}
+
+/// Writes an array's first element.
+///
+/// # Safety
+///
+/// `V` has the map's value size.
+pub(super) unsafe fn write_first<V: IntoBytes>(map: BorrowedFd<'_>, value: &V) -> io::Result<()> {
+    let key = 0u32;
+    let mut attr = empty();
+    attr.__bindgen_anon_2.map_fd = number(map);
+    attr.__bindgen_anon_2.key = &raw const key as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = &raw const *value as u64;
+    // SAFETY: an array's key has 4 octets; the kernel reads as many octets as the value has, the caller vouches.
+    unsafe { call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
 /// Removes a map's entry.

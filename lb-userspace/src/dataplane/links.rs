@@ -169,7 +169,10 @@ fn refused(device: Device<'_>) -> impl FnOnce(io::Error) -> Error {
 /// Answers of the kernel that have nothing to do with the driver.
 fn known(device: Device<'_>, error: &io::Error) -> Option<Error> {
     match error.raw_os_error()? {
-        libc::ENODEV => Some(Error::NoInterface { interface: device.name.into() }),
+        // The kernel's answer to a number that no interface has is EINVAL.
+        libc::EINVAL | libc::ENODEV if is_gone(device) => {
+            Some(Error::NoInterface { interface: device.name.into() })
+        }
         libc::EPERM => Some(Error::Refused {
             what: "attach an XDP program",
             source: io::Error::from_raw_os_error(libc::EPERM),
@@ -186,6 +189,10 @@ fn known(device: Device<'_>, error: &io::Error) -> Option<Error> {
         }
         _ => None,
     }
+}
+
+fn is_gone(device: Device<'_>) -> bool {
+    device::running(device.ifindex).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
 fn removal(name: &str, running: Option<Running>) -> String {

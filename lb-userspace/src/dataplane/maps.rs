@@ -1,6 +1,6 @@
 //! The maps, typed, and reading from them what a former agent left.
 
-use std::{collections::BTreeMap, os::fd::AsFd as _, sync::Arc};
+use std::{collections::BTreeMap, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
@@ -13,9 +13,9 @@ use lb_common::{
         ServiceKey, VipClaim, VipOnInterface, name,
     },
 };
-use lb_core::reconcile::{Actual, FilterBits};
+use lb_core::reconcile::{Actual, FilterBits, Table};
 
-use super::{error::Error, pins::PinDir, port_table::PortTable, shared::Shared};
+use super::{bpf, error::Error, pins::PinDir, port_table::PortTable, shared::Shared};
 
 /// Every map that the agent reads or writes.
 pub(super) struct Maps {
@@ -27,7 +27,7 @@ pub(super) struct Maps {
     pub(super) allow: LpmTrie<MapData, AllowData, u32>,
     pub(super) backends: Array<MapData, Backend>,
     pub(super) returns: HashMap<MapData, ReturnKey, u32>,
-    pub(super) maglev: ArrayOfMaps<MapData, Array<MapData, Maglev>>,
+    pub(super) maglev: ArrayOfMaps<MapData, MapData>,
     pub(super) flows: HashMap<MapData, FlowKey, Flow>,
     pub(super) half_open: HashMap<MapData, FlowKey, Flow>,
     pub(super) ports: ArrayOfMaps<MapData, MapData>,
@@ -123,15 +123,29 @@ impl Maps {
         Ok(tables)
     }
 
-    fn read_maglev(&self, service: u16) -> Result<Option<Arc<[u16]>>, Error> {
+    fn read_maglev(&self, service: u16) -> Result<Option<Table>, Error> {
         let inner = match self.maglev.get(&u32::from(service), 0) {
             Ok(inner) => inner,
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(Error::map(name::MAGLEV)(error)),
         };
-        let table = inner.get(&0, 0).map_err(Error::map(name::MAGLEV))?;
+        let mut table = boxed_maglev();
+        // SAFETY: the kernel holds an inner map to the value size of the first, and `layout::check` the hash over the
+        // sizes of all layouts.
+        unsafe { bpf::read_first(inner.fd().as_fd(), &mut *table) }
+            .map_err(Error::call("read", name::MAGLEV))?;
         Ok(Some(table.slots[..maps::MAGLEV_SLOTS as usize].into()))
     }
+}
+
+/// A table without owners, on the heap: it has 131 kB.
+pub(super) fn boxed_maglev() -> Box<Maglev> {
+    const WORD: usize = size_of::<u16>();
+    const { assert!(size_of::<Maglev>().is_multiple_of(WORD) && align_of::<Maglev>() == align_of::<u16>()) };
+    let words: Box<[u16]> = vec![maps::NO_BACKEND; size_of::<Maglev>() / WORD].into();
+    // SAFETY: `Maglev` is `repr(C)` and nothing but that many `u16`, so that size and alignment of the allocation are its
+    // own, and every bit pattern is a value.
+    unsafe { Box::from_raw(Box::into_raw(words).cast::<Maglev>()) }
 }
 
 /// Whether a lookup found nothing.

@@ -51,7 +51,7 @@ use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{BACKEND_DRAINED, BACKEND_HEALTHY, BACKEND_LEAVING, Backend, ServiceKey, name},
 };
-use lb_core::reconcile::{Actual, Desired, Planner};
+use lb_core::reconcile::{Actual, Change, Desired, Planner};
 use tracing::{debug, warn};
 
 pub use self::{
@@ -249,9 +249,9 @@ impl DataPlane {
     /// [`Error::Plan`] if it does not fit; nothing is written then. [`Error::Map`], [`Error::MapCall`]: what comes before
     /// is written, the rest is by the next call.
     pub fn reconcile(&mut self, desired: &Desired) -> Result<Reconciled, Error> {
-        let reconciled = self.write(desired)?;
+        let plan = self.planner.plan(desired, &self.actual)?;
         self.desired = Some(desired.clone());
-        Ok(reconciled)
+        self.write(&plan)
     }
 
     /// The number of a backend, also of one that leaves; what counters and flows name it by.
@@ -274,7 +274,9 @@ impl DataPlane {
 
     /// The backends that the operator drains, as a former agent left them: VIP, port, backend.
     pub fn restored_drains(&self) -> Vec<(IpAddr, u16, SocketAddr)> {
-        let drained = self.actual.used_backends().filter(|(_, backend)| backend.flags & BACKEND_DRAINED != 0);
+        let is_drained =
+            |backend: &Backend| backend.flags & (BACKEND_DRAINED | BACKEND_LEAVING) == BACKEND_DRAINED;
+        let drained = self.actual.used_backends().filter(|(_, backend)| is_drained(backend));
         let named = drained.filter_map(|(_, backend)| {
             let service = self.actual.services.get(&backend.service)?;
             Some((service.vip.to_ip(), service.port.get(), address_of(backend)))
@@ -312,9 +314,8 @@ impl DataPlane {
         Ok(sum)
     }
 
-    fn write(&mut self, desired: &Desired) -> Result<Reconciled, Error> {
-        let plan = self.planner.plan(desired, &self.actual)?;
-        for change in &plan {
+    fn write(&mut self, plan: &[Change]) -> Result<Reconciled, Error> {
+        for change in plan {
             debug!(?change, "map write");
             apply::apply(&mut self.maps, &mut self.tables, change)?;
             self.actual.apply(change);
@@ -401,4 +402,21 @@ impl From<AttachedMode> for XdpMode {
 
 fn address_of(backend: &Backend) -> SocketAddr {
     SocketAddr::new(backend.address.to_ip(), backend.port.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_plane_may_move_between_threads() {
+        fn is_send<T: Send>() {}
+        is_send::<DataPlane>();
+    }
+
+    #[test]
+    fn the_clock_runs() {
+        let first = monotonic_ns();
+        assert!(first > 0 && monotonic_ns() >= first);
+    }
 }

@@ -71,7 +71,7 @@ impl DataPlane {
     ///
     /// # Errors
     ///
-    /// [`Error::Map`], [`Error::MapCall`]: the rest is done by the next sweep.
+    /// [`Error::Map`], [`Error::MapCall`]: the rest is done by the next sweep. [`Error::Plan`]: see [`Self::reconcile`].
     pub fn sweep(&mut self, now_ns: u64) -> Result<SweepReport, Error> {
         let mut report = SweepReport::default();
         let mut claiming = BTreeMap::new();
@@ -125,10 +125,9 @@ impl DataPlane {
             self.end_all(number);
         }
         self.actual.ended.extend(&left);
-        if let Some(desired) = self.desired.take() {
-            let written = self.write(&desired);
-            self.desired = Some(desired);
-            written?;
+        if let Some(desired) = &self.desired {
+            let plan = self.planner.plan(desired, &self.actual)?;
+            self.write(&plan)?;
         }
         Ok(left)
     }

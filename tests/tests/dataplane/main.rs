@@ -1,0 +1,8 @@
+//! The agent's half of the data plane against the real kernel: pins, links, maps, flows. Needs root; each test has its own
+//! mount and network namespace, which go with it.
+#![allow(clippy::unwrap_used, reason = "a test ends where something fails")]
+
+mod flows;
+mod links;
+mod pins;
+mod sandbox;

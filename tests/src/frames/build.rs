@@ -79,7 +79,7 @@ impl TcpFrame {
         tcp.extend(self.destination.1.to_be_bytes());
         tcp.extend(self.seq.to_be_bytes());
         tcp.extend(self.ack.to_be_bytes());
-        tcp.push(((20 + self.tcp_options.len()) / 4 << 4) as u8);
+        tcp.push((((20 + self.tcp_options.len()) / 4) << 4) as u8);
         tcp.push(self.flags);
         tcp.extend(0xfaf0u16.to_be_bytes());
         tcp.extend([0; 4]);
@@ -132,7 +132,7 @@ fn ipv4(frame: &TcpFrame, payload: usize) -> Vec<u8> {
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
-        sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+        sum += (u32::from(pair[0]) << 8) | u32::from(*pair.get(1).unwrap_or(&0));
     }
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);

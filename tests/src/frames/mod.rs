@@ -2,6 +2,7 @@
 
 mod build;
 mod program;
+pub mod scene;
 mod verify;
 
 pub use build::{Deviation, TcpFrame, arp_request, deviations, ping};

@@ -1,0 +1,196 @@
+//! Names, sizes and layouts of the BPF maps. Both sides, and `bpftool`, read them by these definitions.
+//!
+//! Numbers are native-endian; what stands in packets ([`Addr`], [`Port`], [`Mac`]) is in network order. No layout has
+//! implicit padding: zerocopy's derive does not compile otherwise. Times are nanoseconds of `CLOCK_MONOTONIC`.
+
+mod flow;
+pub mod name;
+mod policy;
+pub mod program;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+pub use self::{flow::*, policy::*};
+use crate::counters::{BackendCounters, Counters};
+
+/// Version of the layouts, raised when their meaning changes without their size.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Services at most; a service number is below.
+pub const MAX_SERVICES: usize = 64;
+/// Backends of all services at most, those that still drain included; a backend number is below.
+pub const MAX_BACKENDS: usize = 1024;
+/// Slots of `interfaces`.
+pub const MAX_INTERFACES: usize = 1024;
+/// VIPs times interfaces at most.
+pub const MAX_VIPS: usize = 1024;
+/// `allow` prefixes of all services at most.
+pub const MAX_ALLOW: usize = 16_384;
+/// Default of `max_flows`.
+pub const DEFAULT_MAX_FLOWS: u32 = 131_072;
+/// Slots of a Maglev table: a prime well over a hundred times the backends of a large service (Eisenbud et al.,
+/// "Maglev", NSDI 2016, section 3.4).
+pub const MAGLEV_SLOTS: u32 = 65_537;
+/// Slots of a port table: every TCP port.
+pub const PORT_TABLE_SLOTS: u32 = 65_536;
+/// No backend, in a Maglev slot.
+pub const NO_BACKEND: u16 = u16::MAX;
+
+/// Capacity of `half_open` for a `max_flows`.
+pub const fn half_open_capacity(max_flows: u32) -> u32 {
+    let quarter = max_flows / 4;
+    if quarter < 4096 { 4096 } else { quarter }
+}
+
+/// Capacity of `flows` for a `max_flows`: room for every half-open flow on top, so that a promotion cannot fail after
+/// SYNs are refused at `max_flows`.
+pub const fn flows_capacity(max_flows: u32) -> u32 {
+    max_flows + half_open_capacity(max_flows)
+}
+
+/// What the pinned maps hold.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Layout {
+    /// [`LAYOUT_VERSION`] of the agent that made the maps.
+    pub version: u32,
+    /// Established flows at most (`max_flows`), for which the maps were made.
+    pub max_flows: u32,
+    /// [`layout_hash`] of the agent that made the maps.
+    pub hash: u64,
+}
+
+/// The lease: the VIP is claimed while now < `deadline` and `revoked_at` < `granted_at`, so that a renewal under way
+/// cannot undo a revocation. Standalone: granted at 1, never ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Lease {
+    /// When it was granted, ns.
+    pub granted_at: u64,
+    /// When it ends, ns.
+    pub deadline: u64,
+    /// When the data plane gave it up, ns; 0: never.
+    pub revoked_at: u64,
+}
+
+impl Lease {
+    /// Never ends: a node without a peer.
+    pub const STANDALONE: Self = Self { granted_at: 1, deadline: u64::MAX, revoked_at: 0 };
+
+    /// Whether the VIP is claimed at `now`, ns.
+    #[inline(always)]
+    pub const fn holds(&self, now: u64) -> bool {
+        now < self.deadline && self.revoked_at < self.granted_at
+    }
+}
+
+/// A hash over the sizes and alignments of all layouts, to be compared before pinned maps are used.
+pub const fn layout_hash() -> u64 {
+    let sizes = [
+        size_of::<Layout>(),
+        size_of::<Filter>(),
+        size_of::<Interface>(),
+        size_of::<VipOnInterface>(),
+        size_of::<VipClaim>(),
+        size_of::<ServiceKey>(),
+        size_of::<Service>(),
+        size_of::<AllowData>(),
+        size_of::<Backend>(),
+        size_of::<ReturnKey>(),
+        size_of::<Maglev>(),
+        size_of::<FlowKey>(),
+        size_of::<Flow>(),
+        size_of::<Record>(),
+        size_of::<Load>(),
+        size_of::<Lease>(),
+        size_of::<Counters>(),
+        size_of::<BackendCounters>(),
+        MAX_SERVICES,
+        MAX_BACKENDS,
+        MAX_INTERFACES,
+        LAYOUT_VERSION as usize,
+    ];
+    // FNV-1a (Fowler, Noll, Vo; RFC 9923).
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut at = 0;
+    while at < sizes.len() {
+        hash = (hash ^ sizes[at] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        at += 1;
+    }
+    hash
+}
+
+// What the design promises of the layouts.
+const _: () = {
+    assert!(size_of::<Record>() == 64, "a record is one cache line");
+    assert!(size_of::<Flow>() == 40 && size_of::<FlowKey>() == 20);
+    assert!(MAX_BACKENDS < NO_BACKEND as usize);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use super::*;
+
+    macro_rules! pod {
+        ($($layout:ty),+ $(,)?) => { $(
+            // SAFETY: the layout derives zerocopy's `IntoBytes` and `FromBytes`, which prove that it has no padding and
+            // that every bit pattern is a value; it is `Copy` and `'static`.
+            unsafe impl aya::Pod for $layout {}
+        )+ };
+    }
+
+    pod!(
+        Layout,
+        Filter,
+        Interface,
+        VipOnInterface,
+        VipClaim,
+        ServiceKey,
+        Service,
+        AllowData,
+        Backend,
+        ReturnKey,
+        Maglev,
+        FlowKey,
+        Flow,
+        Record,
+        Load,
+        Lease,
+        Counters,
+        BackendCounters,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{Addr, Port};
+
+    #[test]
+    fn a_lease_holds_until_its_deadline_or_revocation() {
+        let lease = Lease { granted_at: 10, deadline: 20, revoked_at: 0 };
+        assert!(lease.holds(19));
+        assert!(!lease.holds(20));
+        assert!(!Lease { revoked_at: 10, ..lease }.holds(15));
+        assert!(Lease { revoked_at: 9, ..lease }.holds(15));
+        assert!(Lease::STANDALONE.holds(u64::MAX - 1));
+    }
+
+    #[test]
+    fn promotion_has_room() {
+        assert_eq!(flows_capacity(DEFAULT_MAX_FLOWS), 131_072 + 32_768);
+        assert_eq!(half_open_capacity(1024), 4096);
+    }
+
+    #[test]
+    fn the_filter_finds_what_was_added() {
+        let mut filter = Filter::EMPTY;
+        let vip = Addr::from(core::net::Ipv4Addr::new(10, 0, 1, 100));
+        filter.add_address(&vip);
+        filter.add_port(Port::new(2379));
+        let bit = filter_bit_of_address(&vip);
+        assert_eq!(bit, 0x0164);
+        assert_eq!(filter.addresses[usize::from(bit / 64)], 1 << (bit % 64));
+        assert_eq!(filter.ports[2379 / 64], 1 << (2379 % 64));
+    }
+}

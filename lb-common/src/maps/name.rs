@@ -1,0 +1,61 @@
+//! Names of the pinned maps and programs, under `pin_dir`.
+
+/// Array of one [`super::Layout`]: which version of these layouts the pinned maps have.
+pub const LAYOUT: &str = "layout";
+/// Array of one [`super::Filter`].
+pub const FILTER: &str = "filter";
+/// Array of [`super::Interface`], indexed by ifindex modulo [`super::MAX_INTERFACES`].
+pub const INTERFACES: &str = "interfaces";
+/// Hash [`super::VipOnInterface`] → [`super::VipClaim`]: where a VIP is answered for.
+pub const VIPS: &str = "vips";
+/// Hash [`super::ServiceKey`] → service number.
+pub const SERVICE_PORTS: &str = "service_ports";
+/// Array of [`super::Service`], indexed by service number.
+pub const SERVICES: &str = "services";
+/// LPM trie [`super::AllowData`] with its prefix length → 1.
+pub const ALLOW: &str = "allow";
+/// Array of [`super::Backend`], indexed by backend number.
+pub const BACKENDS: &str = "backends";
+/// Hash [`super::ReturnKey`] → backend number.
+pub const RETURNS: &str = "returns";
+/// Array of maps: service number → array of one [`super::Maglev`].
+pub const MAGLEV: &str = "maglev";
+/// Hash [`super::FlowKey`] → [`super::Flow`]: forward entries of established flows.
+pub const FLOWS: &str = "flows";
+/// LRU hash [`super::FlowKey`] → [`super::Flow`]: forward entries of half-open and closed flows.
+pub const HALF_OPEN: &str = "half_open";
+/// Array of maps: backend number → array of [`super::PORT_TABLE_SLOTS`] [`super::Record`], memory-mapped by the agent.
+pub const PORTS: &str = "ports";
+/// Array of [`super::Load`]; see [`super::load_of_backend`] and [`super::LOAD_TOTAL`].
+pub const LOADS: &str = "loads";
+/// Array of one [`super::Lease`].
+pub const LEASE: &str = "lease";
+/// Per-CPU array of one [`crate::counters::Counters`].
+pub const COUNTERS: &str = "counters";
+/// Per-CPU array of [`crate::counters::BackendCounters`], indexed by backend number.
+pub const BACKEND_COUNTERS: &str = "backend_counters";
+/// The tail-called programs of the version that is attached.
+pub const PROGRAMS: &str = "programs";
+/// The program that is attached.
+pub const XDP: &str = "xdp";
+
+/// Maps that keep their contents across a restart and an upgrade of the agent.
+pub const KEPT: &[&str] = &[
+    LAYOUT,
+    FILTER,
+    INTERFACES,
+    VIPS,
+    SERVICE_PORTS,
+    SERVICES,
+    ALLOW,
+    BACKENDS,
+    RETURNS,
+    MAGLEV,
+    FLOWS,
+    HALF_OPEN,
+    PORTS,
+    LOADS,
+    LEASE,
+    COUNTERS,
+    BACKEND_COUNTERS,
+];

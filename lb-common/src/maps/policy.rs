@@ -1,0 +1,225 @@
+//! What the agent tells the data plane: interfaces, VIPs, services, backends. Only the agent's reconciler writes these.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{MAGLEV_SLOTS, MAX_INTERFACES};
+use crate::{
+    addr::{Addr, Mac, Port},
+    hash::Seed,
+};
+
+/// A quick answer to "is this for a VIP": a bit for the low 16 bits of each VIP and source address, and one for each
+/// service's port. A set bit means "look closer", an unset one "certainly not".
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Filter {
+    /// Indexed by [`filter_bit_of_address`].
+    pub addresses: [u64; 1024],
+    /// Indexed by the port in host order.
+    pub ports: [u64; 1024],
+}
+
+impl Filter {
+    /// Nothing is for us.
+    pub const EMPTY: Self = Self { addresses: [0; 1024], ports: [0; 1024] };
+
+    /// Sets the bit of an address.
+    pub const fn add_address(&mut self, address: &Addr) {
+        let bit = filter_bit_of_address(address);
+        self.addresses[(bit / 64) as usize] |= 1 << (bit % 64);
+    }
+
+    /// Sets the bit of a service's port.
+    pub const fn add_port(&mut self, port: Port) {
+        let bit = port.get();
+        self.ports[(bit / 64) as usize] |= 1 << (bit % 64);
+    }
+}
+
+/// The bit of an address in [`Filter::addresses`]: its last two octets.
+#[inline(always)]
+pub const fn filter_bit_of_address(address: &Addr) -> u16 {
+    let o = address.octets();
+    u16::from_be_bytes([o[14], o[15]])
+}
+
+/// An interface that the program is attached to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Interface {
+    /// Interface number; 0 in an unused slot.
+    pub ifindex: u32,
+    /// MTU, octets of an IP packet.
+    pub mtu: u16,
+    /// The interface's own MAC.
+    pub mac: Mac,
+}
+
+/// The slot of an interface in `interfaces`.
+#[inline(always)]
+pub const fn interface_slot(ifindex: u32) -> u32 {
+    ifindex % MAX_INTERFACES as u32
+}
+
+/// Key of `vips`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct VipOnInterface {
+    /// A VIP, or the source address toward backends.
+    pub address: Addr,
+    /// The interface; 0: the entry that says that the address is ours at all.
+    pub ifindex: u32,
+}
+
+/// Value of `vips`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct VipClaim {
+    /// 1 where ARP is answered: on an interface whose prefix holds the address.
+    pub answered: u32,
+}
+
+/// Key of `service_ports`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ServiceKey {
+    /// The VIP.
+    pub vip: Addr,
+    /// The port.
+    pub port: Port,
+    /// 0.
+    pub reserved: u16,
+}
+
+impl ServiceKey {
+    /// The key of a VIP and port.
+    #[inline(always)]
+    pub const fn new(vip: Addr, port: Port) -> Self {
+        Self { vip, port, reserved: 0 }
+    }
+}
+
+/// A service; all zero where the number is unused.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Service {
+    /// Key of the flow hash, the same on both nodes.
+    pub seed: Seed,
+    /// The VIP.
+    pub vip: Addr,
+    /// The port.
+    pub port: Port,
+    /// `SERVICE_*` bits.
+    pub flags: u16,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// The number is in use.
+pub const SERVICE_USED: u16 = 1 << 0;
+/// Only the client's address is hashed (`affinity = "client-ip"`).
+pub const SERVICE_AFFINITY: u16 = 1 << 1;
+/// Only the clients in `allow` may connect.
+pub const SERVICE_ALLOW: u16 = 1 << 2;
+/// A new connection without a backend is dropped instead of reset (`no_backend = "drop"`).
+pub const SERVICE_DROP: u16 = 1 << 3;
+
+/// Key of `allow`, an LPM trie: the prefix length counts the 32 bits of the service number too.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct AllowData {
+    /// Service number, big-endian, so that its bits come first.
+    pub service: [u8; 4],
+    /// The client's address; an IPv4 prefix of length n has 96 + n bits here.
+    pub address: Addr,
+}
+
+/// Bits of the service number in the `allow` trie's prefix length.
+pub const ALLOW_SERVICE_BITS: u32 = 32;
+
+/// Where a frame is sent: interface, VLAN tags, MACs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct NextHop {
+    /// Interface to transmit on.
+    pub ifindex: u32,
+    /// The neighbour's MAC; [`Mac::UNKNOWN`] while it is not resolved.
+    pub mac: Mac,
+    /// The interface's MAC.
+    pub source_mac: Mac,
+    /// Tag control information of up to two VLAN tags, outermost first, network order; 0: no tag.
+    pub tags: [u16; 2],
+}
+
+impl NextHop {
+    /// Not known.
+    pub const UNKNOWN: Self = Self { ifindex: 0, mac: Mac::UNKNOWN, source_mac: Mac::UNKNOWN, tags: [0; 2] };
+}
+
+/// A backend of a service; all zero where the number is unused. Its number is also that of its port table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Backend {
+    /// The backend's address.
+    pub address: Addr,
+    /// The source address toward it: the VIP, or `source_address`.
+    pub source: Addr,
+    /// The backend's port.
+    pub port: Port,
+    /// Number of its service.
+    pub service: u16,
+    /// Raised to reset every flow made before.
+    pub epoch: u32,
+    /// Where its packets are sent.
+    pub hop: NextHop,
+    /// `BACKEND_*` bits.
+    pub flags: u32,
+}
+
+/// The number is in use.
+pub const BACKEND_USED: u32 = 1 << 0;
+/// The backend left the config: its flows go on, and the number is given up when they have ended.
+pub const BACKEND_LEAVING: u32 = 1 << 1;
+/// The operator drains the backend: no new flows.
+pub const BACKEND_DRAINED: u32 = 1 << 2;
+/// The last verdict of the health check was "healthy"; what a restarted agent starts from.
+pub const BACKEND_HEALTHY: u32 = 1 << 3;
+
+/// Key of `returns`: where traffic from a backend comes from and goes to.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ReturnKey {
+    /// The source address that the flow uses toward the backend.
+    pub source: Addr,
+    /// The backend's address.
+    pub backend: Addr,
+    /// The backend's port.
+    pub port: Port,
+    /// 0.
+    pub reserved: u16,
+}
+
+impl ReturnKey {
+    /// The key of a backend behind a source address.
+    #[inline(always)]
+    pub const fn new(source: Addr, backend: Addr, port: Port) -> Self {
+        Self { source, backend, port, reserved: 0 }
+    }
+}
+
+/// The Maglev table of a service: slot → backend number, [`NO_BACKEND`] where there is none. One slot longer than
+/// [`MAGLEV_SLOTS`], so that the verifier's bound for a scaled hash lies inside.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Maglev {
+    /// Backend numbers by slot.
+    pub slots: [u16; MAGLEV_SLOTS as usize + 1],
+}

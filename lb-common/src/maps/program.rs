@@ -1,0 +1,35 @@
+//! Names of the programs in the object, and their places in the map `programs`.
+
+/// The entry: the established path, and the way into the others.
+pub const ENTRY: &str = "xdp";
+/// Packets of clients that are not on the established path: the handshake's last ACK, FIN, RST, unknown flows.
+pub const CLIENT: &str = "from_client";
+/// Packets of backends that are not on the established path: SYN-ACK, FIN, RST, unknown flows.
+pub const BACKEND: &str = "from_backend";
+/// New flows.
+pub const NEW: &str = "new_flow";
+/// Turns a packet into the RST that answers it.
+pub const RESET: &str = "reset";
+/// What is no TCP of a service: ARP, ICMP, other ports, fragments.
+pub const OTHER: &str = "other";
+/// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
+pub const PASS: &str = "pass";
+
+/// Index of [`CLIENT`] in the map `programs`.
+pub const CLIENT_INDEX: u32 = 0;
+/// Index of [`BACKEND`] in the map `programs`.
+pub const BACKEND_INDEX: u32 = 1;
+/// Index of [`NEW`] in the map `programs`.
+pub const NEW_INDEX: u32 = 2;
+/// Index of [`RESET`] in the map `programs`.
+pub const RESET_INDEX: u32 = 3;
+/// Index of [`OTHER`] in the map `programs`.
+pub const OTHER_INDEX: u32 = 4;
+/// The tail-called programs by index.
+pub const TAIL_CALLED: [(&str, u32); 5] = [
+    (CLIENT, CLIENT_INDEX),
+    (BACKEND, BACKEND_INDEX),
+    (NEW, NEW_INDEX),
+    (RESET, RESET_INDEX),
+    (OTHER, OTHER_INDEX),
+];

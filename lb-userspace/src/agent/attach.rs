@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::maps;
+use lb_common::{addr::Mac, maps};
 use lb_core::config::Config;
 use tracing::{error, info, warn};
 
@@ -15,6 +15,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Attachments {
     attached: BTreeMap<String, (u32, AttachedMode)>,
+    /// The MAC under which the VIPs were announced last.
+    announced: BTreeMap<u32, Mac>,
     /// Interfaces whose attaching failed, so that it is reported once.
     failed: BTreeMap<String, u32>,
 }
@@ -70,6 +72,14 @@ impl Attachments {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Whether an interface's MAC is not the one that the VIPs were announced under; it counts as announced then.
+    pub(super) fn take_unannounced(&mut self, mirror: &Mirror) -> bool {
+        let now =
+            self.interfaces(mirror).into_iter().map(|interface| (interface.ifindex, interface.mac)).collect();
+        let before = std::mem::replace(&mut self.announced, now);
+        before != self.announced
     }
 
     /// How an interface is attached to.

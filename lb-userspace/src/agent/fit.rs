@@ -80,7 +80,8 @@ pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAd
     futures_util::future::try_join_all(answers).await.map(drop)
 }
 
-fn vips(config: &Config) -> impl Iterator<Item = Ipv4Addr> {
+/// The IPv4 addresses that this node answers for: VIPs and source addresses.
+pub(super) fn vips(config: &Config) -> impl Iterator<Item = Ipv4Addr> {
     let mut vips: Vec<_> = config
         .services
         .iter()

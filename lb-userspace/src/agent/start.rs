@@ -61,6 +61,7 @@ impl Agent {
         self.attachments.leave_others(self.network.mirror(), &mut self.plane);
         self.plane.keep();
         self.serving = true;
+        self.announce_if_moved();
         self.announce();
         Ok(())
     }

@@ -11,17 +11,21 @@ use lb_core::{
     desired::{self, BackendKey},
     health::State,
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
-    Options, attach::Attachments, files::Loaded, lock::Locks, notify::Notifier, report::Reloaded, world,
+    Options, attach::Attachments, files::Loaded, fit, lock::Locks, notify::Notifier, report::Reloaded, world,
 };
 use crate::{
     api::SocketFile,
     dataplane::{Census, DataPlane, monotonic_ns},
-    netlink::{Network, Touched, hops::Hops},
+    netlink::{Network, Touched, arp, hops::Hops},
     probe::{Changed, Checks},
 };
+
+/// Gratuitous ARP is sent this often, a second apart: one may be lost, and a port that has just come up may not forward
+/// yet (ANNOUNCE_NUM of RFC 5227 is 2).
+const ANNOUNCEMENTS: u8 = 3;
 
 /// Everything the agent knows.
 pub(super) struct Agent {
@@ -53,6 +57,8 @@ pub(super) struct Agent {
     pub(super) unreconciled: bool,
     /// The last reload.
     pub(super) reloaded: Reloaded,
+    /// How often the VIPs are still to be announced.
+    pub(super) announcements: u8,
     /// The last census.
     pub(super) census: Census,
     /// When it was taken; `None`: what it says is no longer so.
@@ -101,6 +107,7 @@ impl Agent {
             serving: false,
             unreconciled: false,
             reloaded: Reloaded::now(),
+            announcements: 0,
             census: Census::default(),
             census_at: None,
             notifier,
@@ -167,12 +174,41 @@ impl Agent {
         if self.unreconciled && self.serving {
             self.reconcile();
         }
+        if self.announcements > 0 {
+            self.announce_vips();
+        }
+    }
+
+    /// Tells the neighbours where the VIPs are, if that is news: they may hold a MAC from before for minutes.
+    pub(super) fn announce_if_moved(&mut self) {
+        if self.attachments.take_unannounced(self.network.mirror()) {
+            self.announcements = ANNOUNCEMENTS;
+            self.announce_vips();
+        }
+    }
+
+    fn announce_vips(&mut self) {
+        self.announcements = self.announcements.saturating_sub(1);
+        let mirror = self.network.mirror();
+        for vip in fit::vips(&self.config) {
+            for interface in self.attachments.interfaces(mirror) {
+                if !mirror.reaches_directly(interface.ifindex, vip.into()) {
+                    continue;
+                }
+                if let Err(error) = arp::announce(interface.ifindex, interface.mac, vip) {
+                    debug!(%vip, ifindex = interface.ifindex, %error, "not announced");
+                }
+            }
+        }
     }
 
     /// Makes the maps what they should be. A failure is logged and tried again at the next occasion.
     pub(super) fn reconcile(&mut self) {
         match self.try_reconcile() {
-            Ok(()) => self.unreconciled = false,
+            Ok(()) => {
+                self.unreconciled = false;
+                self.announce_if_moved();
+            }
             Err(error) => {
                 error!(%error, "the maps could not be brought up to date; trying again");
                 self.unreconciled = true;

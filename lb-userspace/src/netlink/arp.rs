@@ -1,4 +1,5 @@
-//! Does another host answer for a VIP already? Address probes of RFC 5227 section 2.1.1, sent before anything is attached.
+//! ARP of our own: does another host answer for a VIP already (address probes of RFC 5227 section 2.1.1, sent before
+//! anything is attached), and telling all hosts where it is now.
 
 use std::{
     fs::File,
@@ -58,6 +59,25 @@ pub async fn owner(ifindex: u32, mac: Mac, own: &[Mac], address: Ipv4Addr) -> io
         }
     }
     Ok(None)
+}
+
+/// Tells every host on an interface that `address` is at `mac`: gratuitous ARP in both its forms, since some hosts take
+/// in only requests and some only replies (RFC 5227 section 3).
+///
+/// # Errors
+/// No packet socket, or the interface is down.
+pub fn announce(ifindex: u32, mac: Mac, address: Ipv4Addr) -> io::Result<()> {
+    let mut socket = packet_socket(ifindex)?;
+    for operation in [1, 2] {
+        let mut frame = probe(mac, address);
+        frame[21] = operation;
+        frame[28..32].copy_from_slice(&address.octets());
+        if operation == 2 {
+            frame[32..38].fill(0xff);
+        }
+        socket.write_all(&frame)?;
+    }
+    Ok(())
 }
 
 /// An ARP request for `address` from nobody (sender address 0.0.0.0), so that no cache is touched by it.

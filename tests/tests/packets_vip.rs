@@ -45,7 +45,9 @@ fn only_allowed_clients_connect() {
 #[test]
 fn what_no_table_knows_is_answered_exactly() {
     let mut program = setup();
-    let table: &[(&str, TcpFrame, u32, &str, Option<(u32, Option<u32>)>)] = &[
+    /// SEQ, and ACK if set, of the RST that answers.
+    type Reset = Option<(u32, Option<u32>)>;
+    let table: &[(&str, TcpFrame, u32, &str, Reset)] = &[
         (
             "data from a client",
             client(ACK | PSH).numbers(77, 5001).payload(9),

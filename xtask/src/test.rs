@@ -4,6 +4,7 @@ mod glob;
 mod tally;
 
 use std::{
+    fs,
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
@@ -42,6 +43,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     // Scenarios run the binary, which no test target builds.
     step(&mut tally, "build", || build().map(|()| true))?;
+    if only.is_none() {
+        step(&mut tally, "release build", || {
+            Ok(run::status(cargo::cargo()?.args(["build", "--quiet", "--release", "--package", "etcd-lb"]))?
+                .success())
+        })?;
+    }
     let host = test_command(options, &["--quiet", "--workspace", "--exclude", "etcd-lb-tests"])?;
     tests(&mut tally, "host tests", host, &[], only.as_ref())?;
     let scenarios = test_command(options, &["--package", "etcd-lb-tests"])?;
@@ -78,7 +85,13 @@ fn checks(tally: &mut Tally) -> Result<()> {
     })
 }
 
+/// Builds the programs, and beside them `etcd-lb-debug-log`, whose XDP program is another one, for the scenario in which
+/// one replaces the other.
 fn build() -> Result<()> {
+    lab::build(&["--package", "etcd-lb", "--features", "debug-log"])?;
+    let built = cargo::target_dir()?.join("debug");
+    fs::copy(built.join("etcd-lb"), built.join("etcd-lb-debug-log"))
+        .context("copying the build with debug messages")?;
     lab::build(&["--package", "etcd-lb", "--package", "etcd-lb-tests", "--bins"])
 }
 

@@ -238,7 +238,10 @@ impl Balancer {
             if let Some(process) = &mut self.process {
                 process.check_alive()?;
             }
-            answer.map(drop)
+            // It answers before it has attached its program.
+            let interfaces = answer?["interfaces"].as_array().map_or(0, Vec::len);
+            ensure!(interfaces > 0, "its program is not attached");
+            Ok(())
         })
     }
 }

@@ -16,7 +16,7 @@ pub enum Error {
     /// Another host has a VIP.
     #[error(
         "{vip} is answered for by {mac} on {interface}: another host owns the VIP; \
-         take it away there, or change `vip`, then start again (nothing was attached)"
+         take it away there, or change `vip`; until then nothing is attached for it"
     )]
     VipInUse {
         /// The VIP.

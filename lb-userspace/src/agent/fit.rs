@@ -20,7 +20,8 @@ fn missing_interface(config: &Config, mirror: &Mirror) -> Option<String> {
     Some(format!("interface \"{name}\" does not exist; this host has {}", there.join(", ")))
 }
 
-fn local_address(config: &Config, mirror: &Mirror) -> Option<String> {
+/// A VIP, source address or backend that is this host's own, in words.
+pub(super) fn local_address(config: &Config, mirror: &Mirror) -> Option<String> {
     let holder = |address: IpAddr| mirror.holder(address).map(|link| link.name.as_str());
     for service in &config.services {
         let name = &service.name;

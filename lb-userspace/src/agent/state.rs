@@ -145,11 +145,18 @@ impl Agent {
         if touched.links && self.serving {
             self.attachments.follow(&self.config, self.network.mirror(), &mut self.plane);
         }
-        self.hops.learn(self.network.mirror());
+        if touched.addresses
+            && let Some(misfit) = fit::local_address(&self.config, self.network.mirror())
+        {
+            error!(reason = %misfit, "the config does not fit this host any more");
+        }
+        let moved = self.hops.learn(self.network.mirror());
         if !self.hops.complete() {
             self.hops.provoke(self.network.handle(), self.network.mirror()).await;
         }
-        if self.serving {
+        // Most messages are about neighbours that are nobody's next hop.
+        let more_than_neighbours = touched.links || touched.addresses || touched.routes;
+        if self.serving && (moved || more_than_neighbours) {
             self.reconcile();
         }
     }

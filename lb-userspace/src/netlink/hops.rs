@@ -47,14 +47,17 @@ impl Hops {
         }
     }
 
-    /// Takes in the neighbours' MACs.
-    pub fn learn(&mut self, mirror: &Mirror) {
+    /// Takes in the neighbours' MACs; whether one is new.
+    pub fn learn(&mut self, mirror: &Mirror) -> bool {
+        let mut news = false;
         for route in self.routes.values().flatten() {
             let key = (route.ifindex, route.neighbour);
             let Some(mac) = mirror.neighbour(key.0, key.1).and_then(|neighbour| neighbour.mac) else {
                 continue;
             };
-            match self.known.insert(key, mac) {
+            let before = self.known.insert(key, mac);
+            news |= before != Some(mac);
+            match before {
                 Some(before) if before != mac => {
                     info!(neighbour = %key.1, ifindex = key.0, from = %before, to = %mac, "MAC changed");
                 }
@@ -62,6 +65,7 @@ impl Hops {
             }
         }
         self.known.retain(|(ifindex, _), _| mirror.link(*ifindex).is_some());
+        news
     }
 
     /// The next hop toward `destination`; `None` while the route or the neighbour's MAC is not known.

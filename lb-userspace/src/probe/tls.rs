@@ -127,7 +127,11 @@ fn certificate_words(error: &CertificateError) -> String {
                 ServerName::IpAddress(address) => format!("IP:{}", std::net::IpAddr::from(*address)),
                 other => format!("DNS:{}", other.to_str()),
             };
-            let presented = if presented.is_empty() { "no name at all".into() } else { presented.join(", ") };
+            let presented = if presented.is_empty() {
+                "no name at all".into()
+            } else {
+                presented.iter().map(|name| san(name)).collect::<Vec<_>>().join(", ")
+            };
             format!(
                 "the backend's certificate lacks the SAN entry {missing}; it is valid for {presented} \
                  (set server_name to one of them, or issue it anew)"
@@ -146,6 +150,16 @@ fn certificate_words(error: &CertificateError) -> String {
         }
         other => format!("the backend's certificate is refused: {other}"),
     }
+}
+
+/// A SAN entry as openssl prints it, from rustls' `DnsName("etcd-1")` or `IpAddress(10.0.1.10)`.
+fn san(presented: &str) -> String {
+    for (kind, prefix) in [("DnsName(", "DNS:"), ("IpAddress(", "IP:")] {
+        if let Some(value) = presented.strip_prefix(kind).and_then(|rest| rest.strip_suffix(')')) {
+            return format!("{prefix}{}", value.trim_matches('"'));
+        }
+    }
+    presented.to_owned()
 }
 
 fn alert_words(alert: AlertDescription) -> String {
@@ -215,4 +229,31 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 
 fn unreadable(path: &Path, error: &io::Error) -> String {
     format!("cannot read {}: {error}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_name_is_told_with_the_san_entry_that_is_missing() {
+        let error = CertificateError::NotValidForNameContext {
+            expected: ServerName::try_from("10.0.1.11").unwrap(),
+            presented: vec!["DnsName(\"etcd-1\")".into(), "IpAddress(10.0.1.10)".into()],
+        };
+        assert_eq!(
+            certificate_words(&error),
+            "the backend's certificate lacks the SAN entry IP:10.0.1.11; it is valid for DNS:etcd-1, IP:10.0.1.10 \
+             (set server_name to one of them, or issue it anew)"
+        );
+    }
+
+    #[test]
+    fn the_innermost_error_is_told() {
+        let tls = rustls::Error::AlertReceived(AlertDescription::CertificateRequired);
+        let wrapped = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, tls));
+        let reason = reason_within(&wrapped).unwrap();
+        assert!(reason.contains("client certificate"), "{reason}");
+        assert_eq!(reason_within(&io::Error::other("no TLS here")), None);
+    }
 }

@@ -87,7 +87,7 @@ impl Attachments {
         self.attached.get(name).map(|(_, mode)| *mode)
     }
 
-    /// All that are attached to, as the data plane needs them.
+    /// All that are attached to.
     pub(super) fn interfaces(&self, mirror: &Mirror) -> Vec<maps::Interface> {
         let links = self.attached.values().filter_map(|(ifindex, _)| mirror.link(*ifindex));
         links.filter_map(interface).collect()
@@ -104,6 +104,12 @@ impl Attachments {
         self.failed.remove(&link.name);
         Ok(mode)
     }
+}
+
+/// The interfaces of the config that are there, as the data plane needs them: also those that only an earlier agent's
+/// program is on until this one's is, so that it goes on answering.
+pub(super) fn named(config: &Config, mirror: &Mirror) -> Vec<maps::Interface> {
+    config.interfaces.iter().filter_map(|name| interface(mirror.link_named(name)?)).collect()
 }
 
 fn interface(link: &Link) -> Option<maps::Interface> {

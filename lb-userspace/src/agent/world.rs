@@ -10,7 +10,7 @@ use lb_core::{
     seed,
 };
 
-use super::state::Agent;
+use super::{attach, state::Agent};
 use crate::probe::Check;
 
 /// The agent, seen as the world besides the config.
@@ -31,13 +31,13 @@ impl World for View<'_> {
     }
 
     fn interfaces(&self) -> Vec<maps::Interface> {
-        self.0.attachments.interfaces(self.0.network.mirror())
+        attach::named(&self.0.config, self.0.network.mirror())
     }
 
     fn answered_on(&self, address: IpAddr) -> Vec<u32> {
         let mirror = self.0.network.mirror();
-        let attached = self.0.attachments.interfaces(mirror).into_iter().map(|interface| interface.ifindex);
-        attached.filter(|ifindex| mirror.reaches_directly(*ifindex, address)).collect()
+        let named = self.interfaces().into_iter().map(|interface| interface.ifindex);
+        named.filter(|ifindex| mirror.reaches_directly(*ifindex, address)).collect()
     }
 
     fn seed(&self, service: &Service) -> Seed {

@@ -239,8 +239,8 @@ impl Balancer {
                 process.check_alive()?;
             }
             // It answers before it has attached its program.
-            let interfaces = answer?["interfaces"].as_array().map_or(0, Vec::len);
-            ensure!(interfaces > 0, "its program is not attached");
+            let attached = answer?["interfaces"][0]["xdp_mode"].is_string();
+            ensure!(attached, "its program is not attached");
             Ok(())
         })
     }

@@ -49,8 +49,3 @@ use std::net::Ipv4Addr;
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 100);
 /// etcd's client port.
 pub const CLIENT_PORT: u16 = 2379;
-
-/// Whether this run includes what takes long (`cargo xtask test --long`): repetitions, load tests.
-pub fn long() -> bool {
-    std::env::var_os("ETCD_LB_LONG").is_some()
-}

@@ -65,7 +65,7 @@ fn nothing_left(scene: &Scene) {
     let link = scene.host.output("ip", &["link", "show"]).unwrap();
     assert!(!link.contains("xdp"), "something is attached: {link}");
     let pins = scene.lab.bpffs().join(scene.host.name());
-    let left = std::fs::read_dir(&pins).map(|dir| dir.count()).unwrap_or(0);
+    let left = std::fs::read_dir(&pins).map(Iterator::count).unwrap_or(0);
     assert_eq!(left, 0, "pins are left in {}", pins.display());
 }
 
@@ -143,7 +143,7 @@ fn another_xdp_program_is_named() {
     for word in ["eth0", "pass"] {
         assert!(text.contains(word), "the message lacks {word:?}: {text}");
     }
-    assert_eq!(std::fs::read_dir(&balancer_pins).map(|dir| dir.count()).unwrap_or(0), 0);
+    assert_eq!(std::fs::read_dir(&balancer_pins).map(Iterator::count).unwrap_or(0), 0);
     let shown = scene.host.output("ip", &["link", "show", "dev", "eth0"]).unwrap();
     assert!(shown.contains("xdp"), "the other program is still there: {shown}");
     run(&["net", "detach", "xdpdrv", "dev", "eth0"]).unwrap();

@@ -16,8 +16,6 @@ use crate::{cargo, lab, run, tidy};
 use glob::Glob;
 use tally::Tally;
 
-/// Variable that tells tests to run what takes long.
-const LONG_ENV: &str = "ETCD_LB_LONG";
 /// Labs at once: each has a cluster of three, and machines have two cores and more.
 const LABS: &str = "2";
 
@@ -49,9 +47,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                 .success())
         })?;
     }
-    let host = test_command(options, &["--quiet", "--workspace", "--exclude", "etcd-lb-tests"])?;
+    let host = test_command(&["--quiet", "--workspace", "--exclude", "etcd-lb-tests"])?;
     tests(&mut tally, "host tests", host, &[], only.as_ref())?;
-    let scenarios = test_command(options, &["--package", "etcd-lb-tests"])?;
+    let mut scenarios = test_command(&["--package", "etcd-lb-tests"])?;
+    if options.long {
+        scenarios.args(["--features", "long"]);
+    }
     // Scenarios print what they measured.
     tests(
         &mut tally,
@@ -95,14 +96,11 @@ fn build() -> Result<()> {
     lab::build(&["--package", "etcd-lb", "--package", "etcd-lb-tests", "--bins"])
 }
 
-fn test_command(options: &Options, args: &[&str]) -> Result<Command> {
+fn test_command(args: &[&str]) -> Result<Command> {
     let mut command = cargo::cargo()?;
     command.args(["test", "--no-fail-fast"]).args(args);
     // A failed step's message suffices; traces of every error would bury it.
     command.env("RUST_LIB_BACKTRACE", "0");
-    if options.long {
-        command.env(LONG_ENV, "1");
-    }
     Ok(command)
 }
 

@@ -12,5 +12,5 @@ pub mod maglev;
 pub mod rebalance;
 pub mod reconcile;
 pub mod resets;
-pub mod segment;
 pub mod seed;
+pub mod segment;

@@ -106,8 +106,11 @@ mod tests {
 
     #[test]
     fn a_frame_holds_what_it_should_with_right_checksums() {
-        let link =
-            Link { source: Mac::new([2; 6]), destination: Mac::new([4; 6]), tags: [5u16.to_be(), 7u16.to_be()] };
+        let link = Link {
+            source: Mac::new([2; 6]),
+            destination: Mac::new([4; 6]),
+            tags: [5u16.to_be(), 7u16.to_be()],
+        };
         for (tags, l3) in [(0, 14), (1, 18), (2, 22)] {
             let mut link = link;
             link.tags[tags..].fill(0);
@@ -127,7 +130,10 @@ mod tests {
                 assert_eq!(tcp[..4], [9, 75, 156, 64]);
                 let numbers = (tcp[4..8].try_into().unwrap(), tcp[8..12].try_into().unwrap(), tcp[13]);
                 let expected = (segment.seq, segment.ack, segment.flags);
-                assert_eq!((u32::from_be_bytes(numbers.0), u32::from_be_bytes(numbers.1), numbers.2), expected);
+                assert_eq!(
+                    (u32::from_be_bytes(numbers.0), u32::from_be_bytes(numbers.1), numbers.2),
+                    expected
+                );
             }
         }
     }

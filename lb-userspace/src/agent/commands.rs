@@ -57,7 +57,10 @@ impl Agent {
     }
 
     /// Each backend with this name or address, in every service or in the one named.
-    pub(super) fn find_backends(&self, request: &DrainRequest) -> Result<Vec<(BackendKey, String, String)>, String> {
+    pub(super) fn find_backends(
+        &self,
+        request: &DrainRequest,
+    ) -> Result<Vec<(BackendKey, String, String)>, String> {
         let wanted = request.service.as_deref();
         let services: Vec<_> = self
             .config

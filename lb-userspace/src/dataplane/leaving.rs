@@ -3,7 +3,12 @@
 //! Their flows go on until `drain_timeout` is over. Then the epoch is raised, which ends them (see [`super::resets`]). A
 //! backend that left is given up once it has no flow and both ends of those that it had were told.
 
-use std::{collections::{BTreeMap, BTreeSet}, mem::offset_of, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::offset_of,
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
 use lb_common::maps::{BACKEND_DRAINED, BACKEND_LEAVING, Backend};
 use lb_core::reconcile::{Actual, Desired};

@@ -101,7 +101,10 @@ impl DataPlane {
         let client = Addr::from(client);
         let numbers: Vec<u16> = self.tables.keys().copied().collect();
         let of_client = |record: &Record| record.client == client;
-        numbers.into_iter().map(|number| self.end_chosen(number, usize::MAX, Reason::Operator, of_client)).sum()
+        numbers
+            .into_iter()
+            .map(|number| self.end_chosen(number, usize::MAX, Reason::Operator, of_client))
+            .sum()
     }
 
     /// Ends `count` established flows of a backend, those first on which it was silent longest; how many.
@@ -148,7 +151,13 @@ impl DataPlane {
         count
     }
 
-    fn end_chosen(&mut self, number: u16, count: usize, reason: Reason, chosen: impl Fn(&Record) -> bool) -> u32 {
+    fn end_chosen(
+        &mut self,
+        number: u16,
+        count: usize,
+        reason: Reason,
+        chosen: impl Fn(&Record) -> bool,
+    ) -> u32 {
         let (Some(table), Some(backend)) = (self.tables.get(&number), self.actual.backends.get(&number))
         else {
             return 0;
@@ -210,7 +219,9 @@ impl DataPlane {
     fn leave_established_path(&mut self, key: &FlowKey, flow: &Flow) {
         let moved = match self.maps.half_open.insert(key, flow, NO_EXIST) {
             // Somebody has it already: the client begins anew.
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(())
+            }
             moved => moved,
         };
         let removed = self.maps.flows.remove(key);

@@ -175,7 +175,10 @@ fn flows_of_a_removed_backend_are_reset_at_the_drain_timeout() {
         assert!(maps.flows.get(&key(2000), 0).is_ok());
         plane.tell_ended(now + 30 * SECOND);
         assert!(maps.flows.get(&key(2000), 0).is_err(), "off the established path");
-        assert!(plane.sweep(now + 32 * SECOND).unwrap().given_up.is_empty(), "both ends are still being told");
+        assert!(
+            plane.sweep(now + 32 * SECOND).unwrap().given_up.is_empty(),
+            "both ends are still being told"
+        );
         for second in [31, 33] {
             plane.tell_ended(now + second * SECOND);
         }

@@ -132,6 +132,8 @@ fn a_frozen_member_loses_its_flows_at_both_ends_and_nobody_else_one() {
     let frozen = scene.server("etcd-2");
     frozen.freeze(true);
     let begun = Instant::now();
+    scene.balancer.wait_backend("etcd-2", "down", LIMIT).unwrap();
+    println!("frozen: the verdict after {:?}", begun.elapsed());
     let last = ended("idle clients of a frozen member", &idle_ports, || idle.ends());
     took("frozen, idle clients", begun, last, PROMISE);
     let last = ended("a frozen member", &all, || frozen.ends());

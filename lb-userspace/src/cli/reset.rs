@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::Path};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use etcd_lb::api::{
     client,
     command::{ResetAnswer, ResetRequest},
@@ -12,7 +12,7 @@ use super::{Failure, block_on, print_json, units};
 
 /// Reset connections, at both ends: a backend's, or a client's
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false, id = "whose", args = ["backend", "client"])]
+#[command(group(ArgGroup::new("whose").required(true).args(["backend", "client"])))]
 pub(super) struct Reset {
     /// All connections of this backend: its name, or its address IP:port
     #[arg(long, value_name = "BACKEND")]

@@ -137,13 +137,11 @@ impl DataPlane {
         else {
             return 0;
         };
-        let reason = self.resets.reasons.get(&number).copied().unwrap_or(Reason::BackendDown);
+        let reason = self.resets.reason(number);
         let mut count = 0;
         for port in table.ports() {
             let claim = table.claim(port);
-            let is_stale = claim.is(State::Established) && table.epoch(port) != backend.epoch;
-            let untold = claim.is(State::Closed) && claim.has(ENDED) && !claim.has(TOLD);
-            if is_stale || untold {
+            if is_untold(table, port, claim, Some(backend.epoch)) {
                 let slot = Slot { backend: number, service: backend.service, port };
                 count += u32::from(self.resets.end(&self.maps, table, slot, claim, reason, now_ns));
             }
@@ -279,6 +277,11 @@ impl Resets {
         self.reasons.insert(number, reason);
     }
 
+    /// Why the backend's epoch was raised last.
+    pub(super) fn reason(&self, number: u16) -> Reason {
+        self.reasons.get(&number).copied().unwrap_or(Reason::BackendDown)
+    }
+
     /// Backends of the flows that are being told.
     pub(super) fn backends(&self) -> BTreeSet<u16> {
         self.schedule.waiting().map(|ended| ended.backend).collect()
@@ -293,6 +296,16 @@ impl Resets {
             self.socket = Some(opened?);
         }
         self.socket.as_ref().map_or(Ok(()), |socket| socket.send(ifindex, frame))
+    }
+}
+
+/// Whether a flow is to be ended because its backend's epoch was raised, or was ended by the data plane for that, and
+/// nobody tells its ends yet.
+pub(super) fn is_untold(table: &PortTable, port: u16, claim: Claim, epoch: Option<u32>) -> bool {
+    if claim.is(State::Established) {
+        epoch.is_some_and(|epoch| table.epoch(port) != epoch)
+    } else {
+        claim.is(State::Closed) && claim.has(ENDED) && !claim.has(TOLD)
     }
 }
 

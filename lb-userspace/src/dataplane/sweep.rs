@@ -18,7 +18,7 @@ use super::{
     loads::Drift,
     maps::{Maps, is_absent},
     port_table::PortTable,
-    resets::{Reason, Slot},
+    resets::{self, Reason, Slot},
 };
 
 /// A handshake that made no progress for so long has failed: a Linux client's SYN retries have reached an interval of a
@@ -65,6 +65,8 @@ struct Pass {
     /// Established flows whose backend was silent for too long.
     silent: Vec<(u16, Claim)>,
     claiming: Vec<(u16, Claim)>,
+    /// Flows that were ended, or whose epoch was raised, and whose ends are not being told.
+    stale: Vec<(u16, Claim)>,
 }
 
 impl DataPlane {
@@ -79,21 +81,23 @@ impl DataPlane {
         for (&number, table) in &mut self.tables {
             table.retry();
             let idle_ns = idle_timeout(&self.actual, self.desired.as_ref(), number);
-            let (line, pass) = pass(table, now_ns, idle_ns);
+            let epoch = self.actual.backends.get(&number).map(|backend| backend.epoch);
+            let (line, pass) = pass(table, now_ns, idle_ns, epoch);
             report.census.insert(number, line);
             report.ports_freed += pass.freed;
+            let service = self.actual.backends.get(&number).map_or(0, |backend| backend.service);
+            for (port, claim) in pass.stale {
+                let slot = Slot { backend: number, service, port };
+                let reason = self.resets.reason(number);
+                self.resets.end(&self.maps, table, slot, claim, reason, now_ns);
+            }
             for (port, claim) in pass.silent {
-                let service = self.actual.backends.get(&number).map_or(0, |backend| backend.service);
                 let slot = Slot { backend: number, service, port };
                 let silent = is_silent(&self.maps, table, slot, claim, now_ns.saturating_sub(idle_ns))?;
                 let ended = silent && self.resets.end(&self.maps, table, slot, claim, Reason::Idle, now_ns);
                 report.idle_ended += u32::from(ended);
             }
             claiming.extend(pass.claiming.into_iter().map(|(port, claim)| ((number, port), (claim, now_ns))));
-        }
-        let numbers: Vec<u16> = self.tables.keys().copied().collect();
-        for number in numbers {
-            self.end_stale(number, now_ns);
         }
         report.ports_freed += self.free_stuck(claiming, now_ns);
         report.forward_removed = self.sweeper.forward.step(&mut self.maps, &self.tables, now_ns)?;
@@ -155,14 +159,16 @@ impl DataPlane {
     }
 }
 
-fn pass(table: &PortTable, now_ns: u64, idle_ns: u64) -> (BackendCensus, Pass) {
+fn pass(table: &PortTable, now_ns: u64, idle_ns: u64, epoch: Option<u32>) -> (BackendCensus, Pass) {
     let mut line = BackendCensus::default();
     let mut pass = Pass::default();
     for port in table.ports() {
         let claim = table.claim(port);
         line.count(claim);
         let silent_ns = || now_ns.saturating_sub(table.last_seen(port));
-        if claim.is(State::Claiming) {
+        if resets::is_untold(table, port, claim, epoch) {
+            pass.stale.push((port, claim));
+        } else if claim.is(State::Claiming) {
             pass.claiming.push((port, claim));
         } else if claim.is(State::Established) {
             if silent_ns() > idle_ns {

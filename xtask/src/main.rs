@@ -1,6 +1,7 @@
 //! The tasks of this workspace: `cargo xtask TASK`.
 
 mod cargo;
+mod kernels;
 mod lab;
 mod run;
 mod test;

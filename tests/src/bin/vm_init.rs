@@ -13,9 +13,8 @@ fn main() {
     }
     println!("etcd-lb-vm: done");
     // It returns only if this is not the first process of a machine.
-    if let Err(error) = reboot(RebootMode::RB_POWER_OFF) {
-        eprintln!("this runs as the first process of a virtual machine only: {error}");
-    }
+    let Err(error) = reboot(RebootMode::RB_POWER_OFF);
+    eprintln!("this runs as the first process of a virtual machine only: {error}");
 }
 
 fn run() -> io::Result<()> {

@@ -260,7 +260,7 @@ fn an_idle_flow_is_reset_at_both_ends() {
     let begun = Instant::now();
     let last = ended("idle clients", &quiet, || idle.ends());
     assert!(last - begun >= Duration::from_millis(1500), "not before `idle_timeout`");
-    let at_members = || scene.servers.iter().flat_map(|server| server.ends()).collect::<BTreeMap<_, _>>();
+    let at_members = || scene.servers.iter().flat_map(HeldServer::ends).collect::<BTreeMap<_, _>>();
     ended("members of idle clients", &quiet, at_members);
     assert_eq!(busy.broken(), 0, "who speaks is not idle");
 }

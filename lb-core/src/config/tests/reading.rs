@@ -176,7 +176,7 @@ fn one_warning_for_all_services() {
     let (config, warnings) = parse(&format!("{MINIMAL}{second}"), "config.toml").unwrap();
     assert_eq!(config.services.len(), 2);
     assert_eq!(config.services[1].algorithm, Algorithm::Maglev);
-    assert_eq!(warnings.len(), 3);
+    assert_eq!(warnings.len(), 2);
 }
 
 #[test]

@@ -47,8 +47,6 @@ pub const FREE_AT_ONCE: u64 = 1 << 13;
 /// The balancer ended the flow, neither of its ends did: whatever either of them still says is answered with a RST. The
 /// backend may hold the connection yet, so the port rests like one in TIME_WAIT.
 pub const ENDED: u64 = 1 << 14;
-/// The agent tells, or has told, both ends that the balancer ended the flow.
-pub const TOLD: u64 = 1 << 15;
 
 /// A step only, never in a claim: the client acknowledged exactly the backend's SYN-ACK.
 pub const HANDSHAKE_DONE: u64 = 1 << 16;

@@ -50,9 +50,7 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         let _an_lru_makes_room = HALF_OPEN.insert(key, flow, 0);
         let _gone_already = FLOWS.remove(key);
         count::load(flow.backend, key.service, -1);
-        if !after.has(claim::ENDED) {
-            count::count(Counter::FlowClosed);
-        }
+        count::count(Counter::FlowClosed);
     } else if step & FINS != 0
         && let Some(entry) = FLOWS.get_ptr_mut(key)
     {

@@ -275,7 +275,6 @@ fn a_raised_epoch_resets_both_ends() {
     program.set_backend(3, raised);
     let (ran, counters) = run(&mut program, &client(ACK).numbers(1001, 5001).payload(3).build(), "client");
     assert_eq!((ran.action, counters, reset_of(&ran.frame)), (TX, vec!["flow_reset"], (5001, None)));
-    over(&mut program);
     let (ran, counters) = run(&mut program, &backend(ACK).numbers(5001, 1001).payload(3).build(), "backend");
     assert_eq!((ran.action, counters, reset_of(&ran.frame)), (TX, vec!["flow_reset"], (1001, None)));
     assert_eq!(
@@ -289,19 +288,8 @@ fn a_raised_epoch_resets_both_ends() {
     program.set_backend(3, raised);
     let (ran, _) = run(&mut program, &backend(ACK).numbers(5001, 1001).build(), "backend");
     assert_eq!((ran.action, reset_of(&ran.frame)), (TX, (1001, None)));
-    over(&mut program);
     let (ran, _) = run(&mut program, &client(ACK).numbers(1001, 5001).build(), "client");
     assert_eq!((ran.action, reset_of(&ran.frame)), (TX, (5001, None)));
-}
-
-/// The flow does not count any more, and its port is not free yet.
-fn over(program: &mut Program) {
-    let claim = program.record(3, CLIENT.1).claim();
-    assert!(claim.is(State::Closed) && claim.has(claim::ENDED) && !claim.has(claim::FREE_AT_ONCE));
-    for slot in [load_of_backend(3), load_of_service(0), LOAD_TOTAL] {
-        assert_eq!(program.load_of(slot), 0, "load {slot}");
-    }
-    assert!(program.flow(&key()).is_none() && program.half_open(&key()).is_some());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::{
 use aya::maps::MapError;
 use lb_common::{
     addr::{Addr, Port},
-    claim::{Claim, ENDED, State, TOLD},
+    claim::{Claim, ENDED, State},
     maps::{Backend, Flow, FlowKey, Record, Service, interface_slot},
 };
 use lb_core::{
@@ -130,8 +130,7 @@ impl DataPlane {
         self.resets.counted.get(&(number, reason)).copied().unwrap_or_default()
     }
 
-    /// Ends the established flows whose epoch is not their backend's any more, and has those told that the data plane
-    /// ended; how many were established.
+    /// Ends the established flows whose epoch is not their backend's any more; how many.
     pub(super) fn end_stale(&mut self, number: u16, now_ns: u64) -> u32 {
         let (Some(table), Some(backend)) = (self.tables.get(&number), self.actual.backends.get(&number))
         else {
@@ -141,7 +140,7 @@ impl DataPlane {
         let mut count = 0;
         for port in table.ports() {
             let claim = table.claim(port);
-            if is_untold(table, port, claim, Some(backend.epoch)) {
+            if is_stale(table, port, claim, Some(backend.epoch)) {
                 let slot = Slot { backend: number, service: backend.service, port };
                 count += u32::from(self.resets.end(&self.maps, table, slot, claim, reason, now_ns));
             }
@@ -259,7 +258,7 @@ impl Resets {
         reason: Reason,
         now_ns: u64,
     ) -> bool {
-        if !table.change(slot.port, claim, claim.after(ENDED).with(TOLD)) {
+        if !table.change(slot.port, claim, claim.after(ENDED)) {
             return false;
         }
         let was_established = claim.is(State::Established);
@@ -299,14 +298,9 @@ impl Resets {
     }
 }
 
-/// Whether a flow is to be ended because its backend's epoch was raised, or was ended by the data plane for that, and
-/// nobody tells its ends yet.
-pub(super) fn is_untold(table: &PortTable, port: u16, claim: Claim, epoch: Option<u32>) -> bool {
-    if claim.is(State::Established) {
-        epoch.is_some_and(|epoch| table.epoch(port) != epoch)
-    } else {
-        claim.is(State::Closed) && claim.has(ENDED) && !claim.has(TOLD)
-    }
+/// Whether a flow is to be ended because its backend's epoch was raised.
+pub(super) fn is_stale(table: &PortTable, port: u16, claim: Claim, epoch: Option<u32>) -> bool {
+    claim.is(State::Established) && epoch.is_some_and(|epoch| table.epoch(port) != epoch)
 }
 
 /// The way to one end, and in whose name.

@@ -65,7 +65,7 @@ struct Pass {
     /// Established flows whose backend was silent for too long.
     silent: Vec<(u16, Claim)>,
     claiming: Vec<(u16, Claim)>,
-    /// Flows that were ended, or whose epoch was raised, and whose ends are not being told.
+    /// Established flows whose backend's epoch was raised.
     stale: Vec<(u16, Claim)>,
 }
 
@@ -166,7 +166,7 @@ fn pass(table: &PortTable, now_ns: u64, idle_ns: u64, epoch: Option<u32>) -> (Ba
         let claim = table.claim(port);
         line.count(claim);
         let silent_ns = || now_ns.saturating_sub(table.last_seen(port));
-        if resets::is_untold(table, port, claim, epoch) {
+        if resets::is_stale(table, port, claim, epoch) {
             pass.stale.push((port, claim));
         } else if claim.is(State::Claiming) {
             pass.claiming.push((port, claim));

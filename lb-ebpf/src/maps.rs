@@ -59,10 +59,14 @@ pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map(name = "backend_counters")]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, MAX_BACKENDS> = PerCpuArray::new();
 #[btf_map(name = "programs")]
-pub static PROGRAMS: ProgramArray<8> = ProgramArray::new();
+pub static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 
 #[btf_map(name = "handover")]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
+
+/// Octets of a packet's extension headers: see `other_v6`.
+#[btf_map(name = "extensions")]
+pub static EXTENSIONS: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 /// The NAT ports of one backend.
 pub type PortTable = Array<Record, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;

@@ -13,22 +13,22 @@ use crate::{
     Outcome, established,
     frame::{Frame, Ip, Link, TcpPacket},
     maps::FILTER,
+    tail_call,
 };
 
 /// The entry found that the packet may be for a VIP.
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
     let frame = Frame::new(ctx);
-    let (Some(link), Some(filter)) = (Link::parse(&frame), FILTER.get(0)) else {
-        return Ok(xdp_action::XDP_PASS);
-    };
-    let packet = match frame.at::<Ipv6>(link.l3) {
-        // SAFETY: `at` checked that the header lies in the frame.
-        Some(ip) if unsafe { (*ip).next_header() } == protocol::TCP => {
-            TcpPacket::parse_v6(ctx, &frame, &link, ip, IPV6_LEN)
-        }
-        _ => Err(Counter::Protocol),
-    };
+    // One after the other: a link that is not there must not be kept over the look-up.
+    let Some(link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(filter) = FILTER.get(0) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(ip) = frame.at::<Ipv6>(link.l3) else { return Ok(xdp_action::XDP_PASS) };
+    // SAFETY: `at` checked that the header lies in the frame.
+    if unsafe { (*ip).next_header() } != protocol::TCP {
+        return tail_call(ctx, program::OTHER_V6_INDEX);
+    }
+    let packet = TcpPacket::parse_v6(ctx, &frame, &link, ip, IPV6_LEN);
     established::tcp(ctx, &link, filter, packet, program::OTHER_V6_INDEX)
 }
 
@@ -46,7 +46,8 @@ impl TcpPacket {
         let header = unsafe { &*ip };
         let ends = (Addr::from_words(header.source), Addr::from_words(header.destination));
         // An IPv4-mapped address stands for an IPv4 one, in the tables too; no packet has it (RFC 4291 section 2.5.5.2).
-        if !header.is_sound() || ends.0.is_v4() || ends.1.is_v4() {
+        // A group sends nothing (section 2.7).
+        if !header.is_sound() || header.is_from_group() || ends.0.is_v4() || ends.1.is_v4() {
             return Err(Counter::Malformed);
         }
         let total = IPV6_LEN + u16::from_be(header.payload_length) as u32;

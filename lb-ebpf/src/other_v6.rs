@@ -184,6 +184,8 @@ fn walk(frame: &Frame, start: u32, first: u8) -> Result<u32, Counter> {
     let (mut next, mut octets) = (first, 0);
     for _ in 0..MAX_HEADERS {
         match next {
+            // Only the first one can be for every hop (RFC 8200 section 4.1).
+            extension::HOP_BY_HOP if octets != 0 => return Err(Counter::ExtensionHeaders),
             extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {}
             protocol::TCP => return forget(octets),
             extension::FRAGMENT => return Err(Counter::Fragment),

@@ -55,6 +55,12 @@ impl Ipv6 {
         u32::from_be(self.destination[0]) >> 24 == 0xff
     }
 
+    /// The same of the source.
+    #[inline(always)]
+    pub const fn is_from_group(&self) -> bool {
+        u32::from_be(self.source[0]) >> 24 == 0xff
+    }
+
     /// A header for a packet of `payload` octets, hop limit 64.
     #[inline(always)]
     pub const fn reply(next: u8, payload: u16, source: [u32; 4], destination: [u32; 4]) -> Self {

@@ -64,9 +64,9 @@ pub static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 #[btf_map(name = "handover")]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 
-/// Octets of a packet's extension headers: see `other_v6`.
-#[btf_map(name = "extensions")]
-pub static EXTENSIONS: PerCpuArray<u32, 1> = PerCpuArray::new();
+/// See `other_v6::forget`.
+#[btf_map(name = "forget")]
+pub static FORGET: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 /// The NAT ports of one backend.
 pub type PortTable = Array<Record, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;

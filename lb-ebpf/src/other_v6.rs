@@ -17,7 +17,7 @@ use crate::{
     Outcome, count,
     frame::{Frame, Link, MAX_EXTENSIONS, TcpPacket, ingress, length, put_mac, resize},
     handover,
-    maps::{EXTENSIONS, RETURNS, SERVICE_PORTS, VIPS},
+    maps::{FORGET, RETURNS, SERVICE_PORTS, VIPS},
     nat::interface_mac,
     other::{closed_port, is_vip, owns_vip},
 };
@@ -28,7 +28,9 @@ const MAX_HEADERS: u32 = 8;
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
     let frame = Frame::new(ctx);
-    let Some(link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(mut link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
+    link.l3 = forget(link.l3)? & 0x1f;
+    link.tags = zerocopy::transmute!(forget(zerocopy::transmute!(link.tags))?);
     let Some(own_mac) = interface_mac(ingress(ctx)) else { return Ok(xdp_action::XDP_PASS) };
     let Some(ip) = frame.at::<Ipv6>(link.l3) else { return Ok(xdp_action::XDP_PASS) };
     // SAFETY: `at` checked that the header lies in the frame.
@@ -54,8 +56,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     }
     match header.next_header() {
         protocol::ICMPV6 => ping(&frame, &link, ip, own_mac),
-        protocol::TCP => closed_port(ctx, &link, &TcpPacket::parse_v6(ctx, &frame, &link, ip, IPV6_LEN)?),
-        next => after_extensions(ctx, &frame, &link, ip, next),
+        next => tcp(ctx, &frame, &link, ip, next),
     }
 }
 
@@ -160,9 +161,10 @@ fn ping(frame: &Frame, link: &Link, ip: *mut Ipv6, own_mac: Mac) -> Outcome {
     Ok(xdp_action::XDP_TX)
 }
 
-/// TCP behind extension headers takes the way off the established path.
+/// TCP to a port without a service; behind extension headers also that of a service, which takes the way off the
+/// established path.
 #[inline(always)]
-fn after_extensions(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv6, first: u8) -> Outcome {
+fn tcp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv6, first: u8) -> Outcome {
     let extensions = walk(frame, link.l3 + IPV6_LEN, first)?;
     let packet = TcpPacket::parse_v6(ctx, frame, link, ip, IPV6_LEN + extensions)?;
     let key = ServiceKey::new(packet.destination, packet.ports.1);
@@ -187,7 +189,7 @@ fn walk(frame: &Frame, start: u32, first: u8) -> Result<u32, Counter> {
             // Only the first one can be for every hop (RFC 8200 section 4.1).
             extension::HOP_BY_HOP if octets != 0 => return Err(Counter::ExtensionHeaders),
             extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {}
-            protocol::TCP => return forget(octets),
+            protocol::TCP => return Ok(forget(octets)? & 0x1ff),
             extension::FRAGMENT => return Err(Counter::Fragment),
             // Only behind extension headers, whose options an answer would have to reverse.
             protocol::ICMPV6 => return Err(Counter::Icmp),
@@ -205,14 +207,15 @@ fn walk(frame: &Frame, start: u32, first: u8) -> Result<u32, Counter> {
     Err(Counter::ExtensionHeaders)
 }
 
-/// By way of a map, so that the verifier forgets which headers it were, and walks what follows once.
+/// The same number, by way of a map: the verifier forgets by which branches it came to be, and walks what follows once and
+/// not once for each.
 #[inline(always)]
-fn forget(octets: u32) -> Result<u32, Counter> {
-    let slot = EXTENSIONS.get_ptr_mut(0).ok_or(Counter::TailCall)?;
+fn forget(number: u32) -> Result<u32, Counter> {
+    let slot = FORGET.get_ptr_mut(0).ok_or(Counter::TailCall)?;
     // SAFETY: a live map value, and this CPU's own.
     unsafe {
-        slot.write_volatile(octets);
-        Ok(slot.read_volatile() & 0x1ff)
+        slot.write_volatile(number);
+        Ok(slot.read_volatile())
     }
 }
 

@@ -30,7 +30,7 @@ pub async fn follow(
     let joined: BTreeSet<_> = mirror.groups().filter(|(ifindex, _)| interfaces.contains(ifindex)).collect();
     for &(ifindex, group) in wanted.difference(&joined) {
         let mut request = handle.address().add(ifindex, IpAddr::V6(group), 128).replace();
-        request.message_mut().attributes.push(flags());
+        request.message_mut().attributes = vec![AddressAttribute::Address(IpAddr::V6(group)), flags()];
         if let Err(error) = request.execute().await {
             // Most often an interface that is going away, or has no IPv6. Tried again with each refresh.
             debug!(ifindex, %group, %error, "not joined");

@@ -16,7 +16,7 @@ use crate::{
     established::count_in,
     frame::ingress,
     handover, log,
-    maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, MAGLEV, SERVICES},
+    maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, SERVICES, maglev},
     nat::{self, End},
     port, reset,
 };
@@ -120,7 +120,7 @@ fn choose(service: &Service, key: &FlowKey, hash: u64) -> Option<(u16, &'static 
         hash
     };
     let slot = hash::slot(hash, MAGLEV_SLOTS);
-    let table = MAGLEV.get_value(key.service as u32, &0)?;
+    let table = maglev(key.service)?;
     let number = *table.slots.get(slot as usize)?;
     if number as usize >= MAX_BACKENDS {
         return None;

@@ -22,8 +22,9 @@ use crate::{
     other::{closed_port, is_vip, owns_vip},
 };
 
-/// Extension headers that are read before the packet is given up.
-const MAX_HEADERS: u32 = 8;
+/// Extension headers that TCP may stand behind: hop-by-hop options, a route, and destination options before and after it
+/// (RFC 8200 section 4.1).
+const MAX_HEADERS: u32 = 4;
 
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
@@ -184,7 +185,7 @@ fn tcp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv6, first: u8) -
 #[inline(always)]
 fn walk(frame: &Frame, start: u32, first: u8) -> Result<u32, Counter> {
     let (mut next, mut octets) = (first, 0);
-    for _ in 0..MAX_HEADERS {
+    for _ in 0..=MAX_HEADERS {
         match next {
             // Only the first one can be for every hop (RFC 8200 section 4.1).
             extension::HOP_BY_HOP if octets != 0 => return Err(Counter::ExtensionHeaders),

@@ -152,7 +152,8 @@ fn extension_headers_are_passed_on_and_never_misread() {
         ("264 octets", vec![long(32)], Some("extension_headers")),
         ("a route that goes on", vec![route(1)], Some("extension_headers")),
         ("hop-by-hop that is not first", vec![options(60), options(0)], Some("extension_headers")),
-        ("nine headers", vec![options(60); 9], Some("extension_headers")),
+        ("four headers", vec![options(60); 4], None),
+        ("five headers", vec![options(60); 5], Some("extension_headers")),
         ("fragment", vec![Extension { kind: 44, body: vec![0, 1, 0, 0, 0, 1] }], Some("fragment")),
         ("whole fragment", vec![Extension { kind: 44, body: vec![0; 6] }], Some("fragment")),
         (

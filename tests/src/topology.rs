@@ -31,7 +31,7 @@ impl HostSpec {
     /// Its IPv6 address, fd00:1::LAST, where LAST is written like the last octet of the other one.
     pub fn address_v6(&self) -> Ipv6Addr {
         let [.., last] = self.address.octets().map(u16::from);
-        let digits = (last / 100) << 8 | (last / 10 % 10) << 4 | last % 10;
+        let digits = ((last / 100) << 8) | ((last / 10 % 10) << 4) | (last % 10);
         Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, digits)
     }
 }

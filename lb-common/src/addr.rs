@@ -35,6 +35,12 @@ impl Addr {
         zerocopy::transmute!([0, 0, V4_MAPPED, word])
     }
 
+    /// From the four words of an IPv6 header's address field, as read from the packet.
+    #[inline(always)]
+    pub fn from_words(words: [u32; 4]) -> Self {
+        zerocopy::transmute!(words)
+    }
+
     /// The address as four words in network order; the last one is an IPv4 address.
     #[inline(always)]
     pub fn words(self) -> [u32; 4] {

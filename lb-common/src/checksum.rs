@@ -32,6 +32,13 @@ impl Delta {
         Self(self.0 + (!old) as u64 + new as u64)
     }
 
+    /// An IPv6 address changed, as its words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address(self, old: [u32; 4], new: [u32; 4]) -> Self {
+        self.dword(old[0], new[0]).dword(old[1], new[1]).dword(old[2], new[2]).dword(old[3], new[3])
+    }
+
     /// Both changes.
     #[inline(always)]
     #[must_use]

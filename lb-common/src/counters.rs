@@ -73,6 +73,12 @@ counters! {
         arp_elsewhere => ArpElsewhere,
         /// An ARP packet for a VIP that is no request.
         arp_other => ArpOther,
+        /// A VIP in a neighbour solicitation on an interface whose prefix does not hold it.
+        nd_elsewhere => NdElsewhere,
+        /// A neighbour discovery message for or about a VIP that is no solicitation.
+        nd_other => NdOther,
+        /// IPv6 extension headers that are too many or too long, or a route that does not end here.
+        extension_headers => ExtensionHeaders,
         /// A VIP in a frame that was sent to a group MAC.
         group_mac => GroupMac,
         /// ICMP to the VIP that is no echo request.
@@ -111,6 +117,8 @@ counters! {
     Event {
         /// ARP requests for the VIP answered.
         arp_reply => ArpReply,
+        /// Neighbour solicitations for the VIP answered.
+        nd_reply => NdReply,
         /// Echo requests to the VIP answered.
         echo_reply => EchoReply,
         /// Another host claimed the VIP.

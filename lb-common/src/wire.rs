@@ -3,6 +3,9 @@
 //! Fields are whole words, not byte arrays, because the BPF back end reads a byte array byte by byte. A frame's headers
 //! lie at any even address; BPF's loads and stores may, the verifier sees to it where a machine cannot.
 
+mod ipv6;
+
+pub use self::ipv6::*;
 use crate::{
     addr::Mac,
     checksum::{Delta, fold},
@@ -12,6 +15,8 @@ use crate::{
 pub mod ethertype {
     /// IPv4.
     pub const IPV4: u16 = 0x0800u16.to_be();
+    /// IPv6.
+    pub const IPV6: u16 = 0x86ddu16.to_be();
     /// ARP.
     pub const ARP: u16 = 0x0806u16.to_be();
     /// VLAN tag (IEEE 802.1Q).
@@ -26,6 +31,8 @@ pub mod protocol {
     pub const ICMP: u8 = 1;
     /// TCP.
     pub const TCP: u8 = 6;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
 }
 
 /// Ethernet's shortest frame without FCS (IEEE 802.3 section 3.2.8).
@@ -194,10 +201,10 @@ impl Tcp {
         self.offset_flags.to_ne_bytes()[1]
     }
 
-    /// A segment without options and data, checksum over the IPv4 pseudo-header included; ports and addresses as in the
-    /// frame, numbers in host order.
+    /// A segment without options and data, its checksum included; ports as in the frame, numbers in host order.
+    /// `addresses` is the sum of the addresses' words, the part of the pseudo-header in which the families differ.
     #[inline(always)]
-    pub const fn reply_v4(ports: (u16, u16), addresses: (u32, u32), segment: &crate::tcp::Segment) -> Self {
+    pub const fn reply(ports: (u16, u16), addresses: u64, segment: &crate::tcp::Segment) -> Self {
         let mut header = Self {
             source: ports.0,
             destination: ports.1,
@@ -208,8 +215,7 @@ impl Tcp {
             check: 0,
             urgent: 0,
         };
-        let sum = addresses.0 as u64
-            + addresses.1 as u64
+        let sum = addresses
             + u16::from_ne_bytes([0, protocol::TCP]) as u64
             + (crate::tcp::HEADER_LEN as u16).to_be() as u64
             + header.source as u64

@@ -3,7 +3,7 @@
 use lb_common::{
     addr::{Addr, Mac, Port},
     tcp::{self, Segment},
-    wire::{IPV4_LEN, Ipv4, MIN_FRAME, Tcp, ethertype, protocol},
+    wire::{IPV4_LEN, Ipv4, Ipv6, MIN_FRAME, Tcp, ethertype, protocol},
 };
 
 /// How a frame gets where it goes.
@@ -38,8 +38,7 @@ pub const fn farewell(last_ack: u32, edge: u32) -> [Segment; 2] {
     ]
 }
 
-/// The frame, checksums included, padded to Ethernet's shortest; `None` if the ends are of two families, or of one that
-/// is not built here.
+/// The frame, checksums included, padded to Ethernet's shortest; `None` if the ends are of two families.
 pub fn frame(link: &Link, from: &End, to: &End, segment: &Segment) -> Option<Vec<u8>> {
     let mut frame = Vec::with_capacity(MIN_FRAME as usize);
     frame.extend_from_slice(link.destination.octets());
@@ -54,6 +53,8 @@ pub fn frame(link: &Link, from: &End, to: &End, segment: &Segment) -> Option<Vec
     }
     if from.address.is_v4() && to.address.is_v4() {
         put_v4(&mut frame, from, to, segment);
+    } else if !from.address.is_v4() && !to.address.is_v4() {
+        put_v6(&mut frame, from, to, segment);
     } else {
         return None;
     }
@@ -72,7 +73,23 @@ fn put_v4(frame: &mut Vec<u8>, from: &End, to: &End, segment: &Segment) {
     }
     frame.extend_from_slice(&ip.source.to_ne_bytes());
     frame.extend_from_slice(&ip.destination.to_ne_bytes());
-    put_tcp(frame, &Tcp::reply_v4((from.port.word(), to.port.word()), addresses, segment));
+    put_tcp(frame, &Tcp::reply(ports(from, to), u64::from(addresses.0) + u64::from(addresses.1), segment));
+}
+
+fn put_v6(frame: &mut Vec<u8>, from: &End, to: &End, segment: &Segment) {
+    let length = tcp::HEADER_LEN as u16;
+    let ip = Ipv6::reply(protocol::TCP, length, from.address.words(), to.address.words());
+    frame.extend_from_slice(&ethertype::IPV6.to_ne_bytes());
+    frame.extend_from_slice(&ip.version_class_flow.to_ne_bytes());
+    frame.extend_from_slice(&ip.payload_length.to_ne_bytes());
+    frame.extend_from_slice(&ip.next_hop.to_ne_bytes());
+    frame.extend_from_slice(from.address.octets());
+    frame.extend_from_slice(to.address.octets());
+    put_tcp(frame, &Tcp::reply(ports(from, to), ip.sum_of_addresses(), segment));
+}
+
+fn ports(from: &End, to: &End) -> (u16, u16) {
+    (from.port.word(), to.port.word())
 }
 
 fn put_tcp(frame: &mut Vec<u8>, tcp: &Tcp) {

@@ -5,12 +5,13 @@ use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
     addr::Addr,
     claim::Claim,
+    counters::Counter,
     maps::{
         BACKEND_USED, FLOW_CLOSING, Filter, Flow, FlowKey, Record, ReturnKey, ServiceKey,
         filter_bit_of_address, program,
     },
     tcp,
-    wire::{Arp, Ipv4, ethertype},
+    wire::{Arp, Ipv4, Ipv6, ethertype},
 };
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     handover,
     maps::{BACKENDS, FILTER, FLOWS, HALF_OPEN, RETURNS, SERVICE_PORTS, SERVICES, record},
     nat::{self, End},
-    to_other,
+    tail_call, to_other,
 };
 
 #[inline(always)]
@@ -32,8 +33,13 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         ethertype::IPV4 => match frame.at::<Ipv4>(link.l3) {
             // SAFETY: `at` checked that the header lies in the frame.
             Some(ip) if may_be_ours(filter, unsafe { (*ip).destination }) => {
-                tcp_or_other(ctx, &frame, &link, filter)
+                tcp(ctx, &link, filter, TcpPacket::parse(ctx, &frame, &link), program::OTHER_INDEX)
             }
+            _ => Ok(xdp_action::XDP_PASS),
+        },
+        ethertype::IPV6 => match frame.at::<Ipv6>(link.l3) {
+            // SAFETY: `at` checked that the header lies in the frame.
+            Some(ip) if unsafe { ipv6_may_be_ours(filter, &*ip) } => tail_call(ctx, program::IPV6_INDEX),
             _ => Ok(xdp_action::XDP_PASS),
         },
         ethertype::ARP => match frame.at::<Arp>(link.l3) {
@@ -51,6 +57,14 @@ fn may_be_ours(filter: &Filter, address: u32) -> bool {
     has_bit(&filter.addresses, filter_bit_of_address(&Addr::from_v4_word(address)))
 }
 
+/// A solicitation for an address goes to a group that ends as the address does (RFC 4291 section 2.7.1); what is said to
+/// all nodes may be about a VIP.
+#[inline(always)]
+fn ipv6_may_be_ours(filter: &Filter, ip: &Ipv6) -> bool {
+    let last = u32::from_be(ip.destination[3]);
+    has_bit(&filter.addresses, last as u16) || ip.destination == Ipv6::ALL_NODES
+}
+
 #[inline(always)]
 fn arp_may_be_ours(filter: &Filter, arp: &Arp) -> bool {
     let low = |address: [u16; 2]| u16::from_be(address[1]);
@@ -62,15 +76,20 @@ fn has_bit(bits: &[u64; 1024], bit: u16) -> bool {
     bits[(bit >> 6) as usize] & (1 << (bit & 63)) != 0
 }
 
+/// A packet that may be for a VIP: to the flow it belongs to, or by a tail call to `other`.
 #[inline(always)]
-fn tcp_or_other(ctx: &XdpContext, frame: &Frame, link: &Link, filter: &Filter) -> Outcome {
-    let Ok(packet) = TcpPacket::parse(ctx, frame, link) else {
-        return to_other(ctx);
-    };
+pub fn tcp(
+    ctx: &XdpContext,
+    link: &Link,
+    filter: &Filter,
+    packet: Result<TcpPacket, Counter>,
+    other: u32,
+) -> Outcome {
+    let Ok(packet) = packet else { return tail_call(ctx, other) };
     // SAFETY: `Link::parse` checked that the header lies in the frame.
     let for_our_mac = nat::interface_mac(ingress(ctx)) == Some(unsafe { (*link.ethernet).destination });
     if !for_our_mac {
-        return to_other(ctx);
+        return tail_call(ctx, other);
     }
     if has_bit(&filter.ports, packet.ports.1.get()) {
         let key = ServiceKey::new(packet.destination, packet.ports.1);
@@ -83,7 +102,7 @@ fn tcp_or_other(ctx: &XdpContext, frame: &Frame, link: &Link, filter: &Filter) -
     // SAFETY: a backend's number is written once, before the key.
     match unsafe { RETURNS.get(key) } {
         Some(&backend) => from_backend(ctx, link, &packet, backend as u16),
-        None => to_other(ctx),
+        None => tail_call(ctx, other),
     }
 }
 

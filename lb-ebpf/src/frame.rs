@@ -5,7 +5,7 @@ use lb_common::{
     addr::{Addr, Mac, Port},
     counters::Counter,
     tcp::{self, Segment},
-    wire::{Ethernet, IPV4_LEN, Ipv4, Tcp, Vlan, ethertype, protocol},
+    wire::{Ethernet, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, Tcp, Vlan, ethertype, protocol},
 };
 
 /// A frame's linear part. To be taken anew after any helper that can move it.
@@ -97,14 +97,40 @@ fn is_tag(ethertype: u16) -> bool {
     ethertype == ethertype::VLAN || ethertype == ethertype::SERVICE_VLAN
 }
 
+/// The IP header of a TCP packet, of either family: that of the family lies in the frame.
+#[derive(Clone, Copy)]
+pub struct Ip {
+    /// Where it starts.
+    pub start: *mut Ipv6,
+    /// Which of the two it is. Known while a program is built for one family, so that no branch is left there.
+    pub is_v6: bool,
+}
+
+impl Ip {
+    #[inline(always)]
+    pub fn v4(header: *mut Ipv4) -> Self {
+        Self { start: header.cast(), is_v6: false }
+    }
+
+    #[inline(always)]
+    pub fn v6(header: *mut Ipv6) -> Self {
+        Self { start: header, is_v6: true }
+    }
+}
+
+/// Where a TCP header starts at most, octets: Ethernet, two tags, IPv6 and its extension headers.
+pub const MAX_L4: u32 = 22 + IPV6_LEN + MAX_EXTENSIONS;
+/// IPv6 extension headers at most, octets. RFC 9098 section 5 tells what others take; TCP is sent with none.
+pub const MAX_EXTENSIONS: u32 = 256;
+
 /// A whole TCP packet: headers that do not contradict each other or the frame.
 #[derive(Clone, Copy)]
 pub struct TcpPacket {
-    /// The IPv4 header.
-    pub ip: *mut Ipv4,
+    /// The IP header.
+    pub ip: Ip,
     /// The TCP header.
     pub tcp: *mut Tcp,
-    /// Where the TCP header starts, octets: at most 82.
+    /// Where the TCP header starts, octets: at most [`MAX_L4`].
     pub l4: u32,
     /// From whom.
     pub source: Addr,
@@ -113,7 +139,7 @@ pub struct TcpPacket {
     /// The ports, from and to.
     pub ports: (Port, Port),
     /// Length of the IP packet, octets.
-    pub length: u16,
+    pub length: u32,
     /// What TCP says.
     pub segment: Segment,
 }
@@ -140,9 +166,23 @@ impl TcpPacket {
         if header.protocol() != protocol::TCP {
             return Err(Counter::Protocol);
         }
-        let ip_len = header.header_len();
         let total = u16::from_be(header.total_length) as u32;
-        let tcp = frame.at::<Tcp>(link.l3 + ip_len).ok_or(Counter::Malformed)?;
+        let ends = (Addr::from_v4_word(header.source), Addr::from_v4_word(header.destination));
+        Self::over(ctx, frame, Ip::v4(ip), (link.l3, header.header_len(), total), ends)
+    }
+
+    /// Reads the TCP header of an IP packet: where the packet starts in the frame, octets before TCP, and octets of the
+    /// whole packet.
+    #[inline(always)]
+    pub fn over(
+        ctx: &XdpContext,
+        frame: &Frame,
+        ip: Ip,
+        (l3, ip_len, total): (u32, u32, u32),
+        (source, destination): (Addr, Addr),
+    ) -> Result<Self, Counter> {
+        let l4 = l3 + ip_len;
+        let tcp = frame.at::<Tcp>(l4).ok_or(Counter::Malformed)?;
         // SAFETY: `at` checked that the header lies in the frame.
         let (tcp_len, seq, ack, flags, ports) = unsafe {
             (
@@ -158,19 +198,11 @@ impl TcpPacket {
             return Err(Counter::Malformed);
         }
         // The rest of a frame in several pieces does not show in the linear part.
-        if !frame.has(link.l3 + total) && length(ctx) < link.l3 + total {
+        if !frame.has(l3 + total) && length(ctx) < l3 + total {
             return Err(Counter::Malformed);
         }
-        Ok(Self {
-            ip,
-            tcp,
-            l4: link.l3 + ip_len,
-            source: Addr::from_v4_word(header.source),
-            destination: Addr::from_v4_word(header.destination),
-            ports,
-            length: total as u16,
-            segment: Segment { seq, ack, payload: total - headers, flags },
-        })
+        let segment = Segment { seq, ack, payload: total - headers, flags };
+        Ok(Self { ip, tcp, l4, source, destination, ports, length: total, segment })
     }
 }
 
@@ -207,4 +239,5 @@ pub fn reply_length(l3: u32, total: u32) -> u32 {
     if length < lb_common::wire::MIN_FRAME { lb_common::wire::MIN_FRAME } else { length }
 }
 
-const _: () = assert!(IPV4_LEN == 20);
+// `handover` knows a TCP packet's IP header by 40 octets, in either family.
+const _: () = assert!(IPV4_LEN + tcp::HEADER_LEN == IPV6_LEN);

@@ -8,12 +8,12 @@ use lb_common::{
     addr::{Addr, Port},
     counters::Counter,
     tcp::Segment,
-    wire::{Ethernet, Ipv4, Tcp},
+    wire::{Ethernet, Ipv6, Tcp},
 };
 
 use crate::{
     Outcome,
-    frame::{Frame, Link, TcpPacket},
+    frame::{Frame, Ip, Link, TcpPacket},
     maps::HANDOVER,
     tail_call,
 };
@@ -30,9 +30,10 @@ pub struct Handover {
     seq: u32,
     ack: u32,
     payload: u32,
-    length: u16,
+    length: u32,
     number: u16,
     flags: u8,
+    is_v6: u8,
 }
 
 /// Hands a TCP packet to another program; comes back only if that is not loaded.
@@ -53,6 +54,7 @@ pub fn to(ctx: &XdpContext, link: &Link, packet: &TcpPacket, number: u16, progra
         (*slot).length = packet.length;
         (*slot).number = number;
         (*slot).flags = packet.segment.flags;
+        (*slot).is_v6 = packet.ip.is_v6 as u8;
     }
     tail_call(ctx, program)
 }
@@ -63,11 +65,12 @@ pub fn take(ctx: &XdpContext) -> Result<(Link, TcpPacket, u16), Counter> {
     let slot = HANDOVER.get_ptr_mut(0).ok_or(Counter::TailCall)?;
     // SAFETY: a live map value, and this CPU's own.
     let slot = unsafe { &*slot };
-    // The masks change nothing: they tell the verifier what the first program knew. 14 + 2 tags; 22 + 60 octets of IP.
-    let (l3, l4) = (slot.l3 & 0x1f, slot.l4 & 0x7f);
+    // The masks change nothing: they tell the verifier what the first program knew. 14 + 2 tags; `frame::MAX_L4`.
+    let (l3, l4) = (slot.l3 & 0x1f, slot.l4 & 0x1ff);
     let frame = Frame::new(ctx);
     let ethernet = frame.at::<Ethernet>(0).ok_or(Counter::Malformed)?;
-    let ip = frame.at::<Ipv4>(l3).ok_or(Counter::Malformed)?;
+    // IPv6's header is as long as IPv4's and TCP's together, so either family has it.
+    let ip = Ip { start: frame.at::<Ipv6>(l3).ok_or(Counter::Malformed)?, is_v6: slot.is_v6 != 0 };
     let tcp = frame.at::<Tcp>(l4).ok_or(Counter::Malformed)?;
     let link = Link { ethernet, ethertype: 0, l3, tags: slot.tags };
     let packet = TcpPacket {
@@ -82,3 +85,5 @@ pub fn take(ctx: &XdpContext) -> Result<(Link, TcpPacket, u16), Counter> {
     };
     Ok((link, packet, slot.number))
 }
+
+const _: () = assert!(crate::frame::MAX_L4 <= 0x1ff);

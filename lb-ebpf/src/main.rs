@@ -8,6 +8,7 @@
 //! | `life.rs` | promotion and demotion of a flow |
 //! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
+//! | `ipv6.rs`, `other_v6.rs` | the same for IPv6: what differs between the families |
 //! | `reset.rs` | the RST that answers a packet |
 //! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `log.rs`, `maps.rs` | the tools of the above |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -24,6 +25,7 @@ mod count;
 mod established;
 mod frame;
 mod handover;
+mod ipv6;
 mod life;
 mod log;
 mod lookup;
@@ -31,6 +33,7 @@ mod maps;
 mod nat;
 mod new;
 mod other;
+mod other_v6;
 mod port;
 mod reset;
 
@@ -74,6 +77,18 @@ fn reset(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn other(ctx: XdpContext) -> u32 {
     finish(&ctx, other::handle(&ctx))
+}
+
+/// IPv6: the established path of that family.
+#[xdp(frags)]
+fn ipv6(ctx: XdpContext) -> u32 {
+    finish(&ctx, ipv6::handle(&ctx))
+}
+
+/// Everything else of IPv6 that may be for a VIP.
+#[xdp(frags)]
+fn other_v6(ctx: XdpContext) -> u32 {
+    finish(&ctx, other_v6::handle(&ctx))
 }
 
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.

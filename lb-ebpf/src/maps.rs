@@ -60,10 +60,14 @@ pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map(name = "backend_counters")]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, MAX_BACKENDS> = PerCpuArray::new();
 #[btf_map(name = "programs")]
-pub static PROGRAMS: ProgramArray<8> = ProgramArray::new();
+pub static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 
 #[btf_map(name = "handover")]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
+
+/// See `other_v6::forget`.
+#[btf_map(name = "forget")]
+pub static FORGET: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 /// The NAT ports of one backend: an array of [`Record`].
 pub type PortTable = Array<Words<{ size_of::<Record>() / 4 }>, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;

@@ -6,11 +6,11 @@ use lb_common::{
     checksum::Delta,
     counters::Counter,
     maps::interface_slot,
-    wire::{Ethernet, Ipv4, Tcp},
+    wire::{Ethernet, Ipv4, Ipv6, Tcp},
 };
 
 use crate::{
-    frame::{ingress, put_mac},
+    frame::{Ip, ingress, put_mac},
     maps::INTERFACES,
 };
 
@@ -21,29 +21,56 @@ pub struct End {
     pub port: Port,
 }
 
-/// Gives the packet new ends, takes one hop off its TTL, and mends both checksums by the difference.
+/// Gives the packet new ends, takes one hop off its TTL or hop limit, and mends the checksums by the difference.
 ///
 /// # Safety
 /// `ip` and `tcp` point to whole headers in the frame.
 #[inline(always)]
-pub unsafe fn rewrite(ip: *mut Ipv4, tcp: *mut Tcp, from: End, to: End) -> Result<(), Counter> {
+pub unsafe fn rewrite(ip: Ip, tcp: *mut Tcp, from: End, to: End) -> Result<(), Counter> {
     // SAFETY: the caller vouches for both pointers, and they do not overlap: TCP follows IP.
-    let (ip, tcp) = unsafe { (&mut *ip, &mut *tcp) };
+    let (addresses, tcp) = unsafe {
+        let addresses = if ip.is_v6 {
+            rewrite_v6(&mut *ip.start, from.address, to.address)?
+        } else {
+            rewrite_v4(&mut *ip.start.cast(), from.address, to.address)?
+        };
+        (addresses, &mut *tcp)
+    };
+    let ports = Delta::new().word(tcp.source, from.port.word()).word(tcp.destination, to.port.word());
+    tcp.check = addresses.and(ports).apply(tcp.check);
+    tcp.source = from.port.word();
+    tcp.destination = to.port.word();
+    Ok(())
+}
+
+/// Returns the change of the pseudo-header.
+#[inline(always)]
+fn rewrite_v4(ip: &mut Ipv4, from: Addr, to: Addr) -> Result<Delta, Counter> {
     if ip.ttl() <= 1 {
         return Err(Counter::TtlExpired);
     }
-    let (source, destination) = (from.address.v4_word(), to.address.v4_word());
+    let (source, destination) = (from.v4_word(), to.v4_word());
     let addresses = Delta::new().dword(ip.source, source).dword(ip.destination, destination);
     let ttl_protocol = ip.one_hop_less();
     ip.check = addresses.word(ip.ttl_protocol, ttl_protocol).apply(ip.check);
     ip.ttl_protocol = ttl_protocol;
     ip.source = source;
     ip.destination = destination;
-    let ports = Delta::new().word(tcp.source, from.port.word()).word(tcp.destination, to.port.word());
-    tcp.check = addresses.and(ports).apply(tcp.check);
-    tcp.source = from.port.word();
-    tcp.destination = to.port.word();
-    Ok(())
+    Ok(addresses)
+}
+
+/// The same; IPv6 has no checksum of its own (RFC 8200 section 3).
+#[inline(always)]
+fn rewrite_v6(ip: &mut Ipv6, from: Addr, to: Addr) -> Result<Delta, Counter> {
+    if ip.hop_limit() <= 1 {
+        return Err(Counter::TtlExpired);
+    }
+    let (source, destination) = (from.words(), to.words());
+    let addresses = Delta::new().address(ip.source, source).address(ip.destination, destination);
+    ip.next_hop = ip.one_hop_less();
+    ip.source = source;
+    ip.destination = destination;
+    Ok(addresses)
 }
 
 /// Sends the frame to `mac` on `ifindex`, under the interface's own MAC.

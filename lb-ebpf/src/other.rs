@@ -42,14 +42,14 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
 }
 
 #[inline(always)]
-fn is_vip(address: Addr) -> bool {
+pub fn is_vip(address: Addr) -> bool {
     // SAFETY: the value is not read.
     unsafe { VIPS.get(VipOnInterface { address, ifindex: ANY_INTERFACE }) }.is_some()
 }
 
 /// Whether this node owns the VIP now.
 #[inline(always)]
-fn owns_vip() -> bool {
+pub fn owns_vip() -> bool {
     let now = clock::exact();
     LEASE.get(0).is_some_and(|lease| lease.holds(now))
 }
@@ -125,7 +125,7 @@ fn handle_ipv4(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv4, own_
 
 /// TCP to a port without a service (RFC 9293 section 3.10.7.1).
 #[inline(always)]
-fn closed_port(ctx: &XdpContext, link: &Link, packet: &TcpPacket) -> Outcome {
+pub fn closed_port(ctx: &XdpContext, link: &Link, packet: &TcpPacket) -> Outcome {
     if packet.segment.any(tcp::RST) {
         return Err(Counter::UnknownRst);
     }

@@ -5,7 +5,7 @@ use lb_common::{
     counters::Counter,
     maps::program,
     tcp,
-    wire::{Ethernet, IPV4_LEN, Ipv4, Tcp, protocol},
+    wire::{Ethernet, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, Tcp, protocol},
 };
 
 use crate::{
@@ -15,7 +15,8 @@ use crate::{
 };
 
 /// Octets of the answer: two headers without options.
-const TOTAL: u32 = IPV4_LEN + tcp::HEADER_LEN;
+const TOTAL_V4: u32 = IPV4_LEN + tcp::HEADER_LEN;
+const TOTAL_V6: u32 = IPV6_LEN + tcp::HEADER_LEN;
 
 /// Answers a packet that was handed over, which must be no RST; `reason` is counted.
 #[inline(always)]
@@ -29,24 +30,38 @@ pub fn answer(ctx: &XdpContext, reason: Counter) -> Outcome {
 pub fn handle(ctx: &XdpContext) -> Outcome {
     let (link, packet, _) = handover::take(ctx)?;
     let segment = packet.segment.reset().ok_or(Counter::UnknownRst)?;
-    let l3 = link.l3;
-    let (from, to) = (packet.destination.v4_word(), packet.source.v4_word());
     let ports = (packet.ports.1.word(), packet.ports.0.word());
-    let ip = Ipv4::reply(protocol::TCP, TOTAL as u16, from, to);
-    let tcp = Tcp::reply_v4(ports, (from, to), &segment);
-    resize(ctx, reply_length(l3, TOTAL))?;
+    if packet.ip.is_v6 {
+        let (from, to) = (packet.destination.words(), packet.source.words());
+        let ip = Ipv6::reply(protocol::TCP, tcp::HEADER_LEN as u16, from, to);
+        let tcp = Tcp::reply(ports, ip.sum_of_addresses(), &segment);
+        return send(ctx, link.l3, Body { ip, tcp });
+    }
+    let (from, to) = (packet.destination.v4_word(), packet.source.v4_word());
+    let ip = Ipv4::reply(protocol::TCP, TOTAL_V4 as u16, from, to);
+    let tcp = Tcp::reply(ports, from as u64 + to as u64, &segment);
+    send(ctx, link.l3, Body { ip, tcp })
+}
+
+/// Puts the answer in the place of the packet, and sends it back the way that it came.
+#[inline(always)]
+fn send<I>(ctx: &XdpContext, l3: u32, answer: Body<I>) -> Outcome {
+    let total = size_of::<Body<I>>() as u32;
+    resize(ctx, reply_length(l3, total))?;
     let frame = Frame::new(ctx);
     let ethernet = frame.at::<Ethernet>(0).ok_or(Counter::AdjustFailed)?;
-    let body = frame.at::<Body>(l3).ok_or(Counter::AdjustFailed)?;
+    let body = frame.at::<Body<I>>(l3).ok_or(Counter::AdjustFailed)?;
     // SAFETY: `at` checked that both lie in the frame, and they do not overlap.
     unsafe {
         let (source, destination) = ((*ethernet).source, (*ethernet).destination);
         put_mac(&raw mut (*ethernet).source, destination);
         put_mac(&raw mut (*ethernet).destination, source);
-        (*body).ip = ip;
-        (*body).tcp = tcp;
+        *body = answer;
     }
-    if let Some(padding) = frame.at::<Padding>(l3 + TOTAL) {
+    // IPv4's answer alone is shorter than the shortest frame.
+    if total == TOTAL_V4
+        && let Some(padding) = frame.at::<Padding>(l3 + total)
+    {
         // SAFETY: `at` checked that the padding lies in the frame.
         unsafe {
             (*padding).low = 0;
@@ -57,8 +72,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
 }
 
 #[repr(C)]
-struct Body {
-    ip: Ipv4,
+struct Body<I> {
+    ip: I,
     tcp: Tcp,
 }
 
@@ -68,3 +83,6 @@ struct Padding {
     low: u32,
     high: u16,
 }
+
+const _: () =
+    assert!(size_of::<Body<Ipv4>>() == TOTAL_V4 as usize && size_of::<Body<Ipv6>>() == TOTAL_V6 as usize);

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::{CLIENT_PORT, Cluster, Host, Process, VIP, eventually};
+use crate::{CLIENT_PORT, Cluster, Host, Process, VIP, VIP6, eventually};
 
 /// Environment variable that names the binary to test.
 pub const BIN_ENV: &str = "ETCD_LB_BIN";
@@ -267,13 +268,27 @@ pub fn binary() -> Result<PathBuf> {
 
 /// A config with one service, etcd on the VIP, checked over TLS, with the cluster's members as backends.
 pub fn config(host: &Host, cluster: &Cluster) -> String {
+    config_of(host, cluster, VIP.into(), crate::Member::client_address)
+}
+
+/// The same over IPv6.
+pub fn config_v6(host: &Host, cluster: &Cluster) -> String {
+    config_of(host, cluster, VIP6.into(), crate::Member::client_address_v6)
+}
+
+fn config_of(
+    host: &Host,
+    cluster: &Cluster,
+    vip: IpAddr,
+    address: impl Fn(&crate::Member) -> SocketAddr,
+) -> String {
     let pki = &cluster.pki;
     let mut text = format!(
         r#"interface = {interface:?}
 
 [[service]]
 name = "etcd"
-vip = "{VIP}"
+vip = "{vip}"
 port = {CLIENT_PORT}
 algorithm = "maglev"
 
@@ -299,7 +314,7 @@ algorithm = "maglev"
             text,
             "\n  [[service.backend]]\n  name = \"{}\"\n  address = \"{}\"\n",
             member.name(),
-            member.client_address()
+            address(member)
         );
     }
     text

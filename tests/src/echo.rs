@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -25,6 +25,7 @@ const SIZES: [usize; 3] = [64, 1_400, 6_000];
 #[derive(Debug)]
 pub struct EchoServer {
     address: SocketAddr,
+    address_v6: SocketAddr,
     stop: Arc<AtomicBool>,
     connections: Arc<Mutex<Vec<TcpStream>>>,
     acceptor: Option<JoinHandle<()>>,
@@ -38,7 +39,7 @@ impl EchoServer {
     /// If the port is taken.
     pub fn start(host: &Host, port: u16) -> Result<Self> {
         let listener = host
-            .run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
+            .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)))
             .with_context(|| format!("listening on port {port} of {}", host.name()))?;
         let stop = Arc::<AtomicBool>::default();
         let connections = Arc::<Mutex<Vec<TcpStream>>>::default();
@@ -47,7 +48,13 @@ impl EchoServer {
             let (stop, connections) = (Arc::clone(&stop), Arc::clone(&connections));
             move || accept(&listener, &stop, &connections)
         });
-        Ok(Self { address: (host.address(), port).into(), stop, connections, acceptor: Some(acceptor) })
+        Ok(Self {
+            address: (host.address(), port).into(),
+            address_v6: (host.address_v6(), port).into(),
+            stop,
+            connections,
+            acceptor: Some(acceptor),
+        })
     }
 
     /// Where it listens.
@@ -55,10 +62,17 @@ impl EchoServer {
         self.address
     }
 
+    /// The same over IPv6.
+    pub fn address_v6(&self) -> SocketAddr {
+        self.address_v6
+    }
+
     /// Peers of the connections it has accepted, as it sees them: with NAT, the translated address and port.
     pub fn peers(&self) -> Vec<SocketAddr> {
         let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.iter().filter_map(|connection| connection.peer_addr().ok()).collect()
+        let peers = connections.iter().filter_map(|connection| connection.peer_addr().ok());
+        // Of a socket for both families.
+        peers.map(|peer| (peer.ip().to_canonical(), peer.port()).into()).collect()
     }
 
     /// Segments its side has sent again, over all its connections.

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::{
-    CLIENT_PORT, Host, Lab, Process, Role, VIP, eventually,
+    CLIENT_PORT, Host, Lab, Process, Role, VIP, VIP6, eventually,
     https::Connection,
     netns,
     tls::{Authority, Identity, Pki},
@@ -64,7 +64,10 @@ impl Cluster {
         for host in lab.hosts(Role::Member) {
             let mut member = Member {
                 host: host.clone(),
-                identity: authority.server(host.name(), host.address(), VIP)?,
+                identity: authority.server(
+                    host.name(),
+                    &[host.address().into(), host.address_v6().into(), VIP.into(), VIP6.into()],
+                )?,
                 pki: pki.clone(),
                 initial_cluster: initial_cluster.join(","),
                 data_dir: lab.dir().join("data").join(host.name()),
@@ -203,6 +206,11 @@ impl Member {
         (self.host.address(), CLIENT_PORT).into()
     }
 
+    /// The same over IPv6.
+    pub fn client_address_v6(&self) -> SocketAddr {
+        (self.host.address_v6(), CLIENT_PORT).into()
+    }
+
     /// Whether its process was started and not stopped (it may be frozen).
     pub fn is_running(&self) -> bool {
         self.process.is_some()
@@ -303,6 +311,7 @@ impl Member {
     fn command(&self) -> Command {
         let address = self.host.address();
         let client = format!("https://{address}:{CLIENT_PORT}");
+        let listen = format!("{client},https://{}", self.client_address_v6());
         let peer = format!("http://{address}:{PEER_PORT}");
         let mut command = self.host.command("etcd");
         // Whatever the caller's environment says of etcd is not meant for this one.
@@ -312,7 +321,7 @@ impl Member {
         command
             .args(["--name", self.name(), "--initial-cluster", &self.initial_cluster])
             .args(["--initial-advertise-peer-urls", &peer, "--listen-peer-urls", &peer])
-            .args(["--advertise-client-urls", &client, "--listen-client-urls", &client])
+            .args(["--advertise-client-urls", &client, "--listen-client-urls", &listen])
             .arg(format!("--listen-metrics-urls=http://{address}:{METRICS_PORT}"))
             .args(["--heartbeat-interval", HEARTBEAT_MS, "--election-timeout", ELECTION_MS])
             .args(["--logger", "zap", "--client-cert-auth"]);

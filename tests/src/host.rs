@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -41,6 +41,11 @@ impl Host {
     /// Its address.
     pub fn address(&self) -> Ipv4Addr {
         self.0.spec.address
+    }
+
+    /// Its IPv6 address.
+    pub fn address_v6(&self) -> Ipv6Addr {
+        self.0.spec.address_v6()
     }
 
     /// The name of its interface.

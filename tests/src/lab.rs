@@ -200,6 +200,9 @@ impl Lab {
         output(netns.command("ethtool").args(["-K", interface, "tx", "off"]))?;
         let address = format!("{}/{}", spec.address, Topology::PREFIX);
         output(netns.command("ip").args(["address", "add", &address, "dev", interface]))?;
+        // Nobody is asked whether the address is free, so that it can be used at once.
+        let address = format!("{}/{}", spec.address_v6(), Topology::PREFIX_V6);
+        output(netns.command("ip").args(["address", "add", &address, "dev", interface, "nodad"]))?;
         output(netns.command("ip").args(["link", "set", "dev", interface, "up"]))?;
         Ok(())
     }

@@ -44,9 +44,11 @@ pub use process::Process;
 pub use topology::{HostSpec, Role, Topology};
 pub use wait::eventually;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The address the balancers of the standard topology serve.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 100);
+/// The same of IPv6.
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0x100);
 /// etcd's client port.
 pub const CLIENT_PORT: u16 = 2379;

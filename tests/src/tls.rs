@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -62,20 +62,15 @@ impl Authority {
         Ok(Self { dir: dir.to_path_buf(), ca, issuer: Issuer::new(params, key) })
     }
 
-    /// A server certificate valid for the member's address, the VIP and localhost. It is one for clients too, since
+    /// A server certificate valid for the member's addresses, the VIPs and localhost. It is one for clients too, since
     /// etcd 3.4's own JSON gateway connects to its gRPC side with it.
     ///
     /// # Errors
     ///
     /// If a file cannot be written.
-    pub fn server(&self, name: &str, address: Ipv4Addr, vip: Ipv4Addr) -> Result<Identity> {
-        let names = vec![
-            name.to_owned(),
-            "localhost".into(),
-            "127.0.0.1".into(),
-            address.to_string(),
-            vip.to_string(),
-        ];
+    pub fn server(&self, name: &str, addresses: &[IpAddr]) -> Result<Identity> {
+        let mut names = vec![name.to_owned(), "localhost".into(), "127.0.0.1".into()];
+        names.extend(addresses.iter().map(IpAddr::to_string));
         let mut params = named(name, names)?;
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];

@@ -1,6 +1,6 @@
 //! Which hosts a lab has.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// What a host is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,16 @@ pub struct HostSpec {
     pub interface: String,
 }
 
-/// The hosts of a lab, all in one subnet, 10.0.1.0/24.
+impl HostSpec {
+    /// Its IPv6 address, fd00:1::LAST, where LAST is written like the last octet of the other one.
+    pub fn address_v6(&self) -> Ipv6Addr {
+        let [.., last] = self.address.octets().map(u16::from);
+        let digits = ((last / 100) << 8) | ((last / 10 % 10) << 4) | (last % 10);
+        Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, digits)
+    }
+}
+
+/// The hosts of a lab, all in one subnet, 10.0.1.0/24 and fd00:1::/64.
 #[derive(Debug, Clone)]
 pub struct Topology {
     /// In the order they are made.
@@ -37,6 +46,8 @@ pub struct Topology {
 impl Topology {
     /// Prefix length of the subnet.
     pub const PREFIX: u8 = 24;
+    /// The same of the IPv6 subnet.
+    pub const PREFIX_V6: u8 = 64;
 
     /// No hosts.
     pub fn empty() -> Self {

@@ -12,6 +12,10 @@ pub const NEW: &str = "new_flow";
 pub const RESET: &str = "reset";
 /// What is no TCP of a service: ARP, ICMP, other ports, fragments.
 pub const OTHER: &str = "other";
+/// IPv6: the established path of that family.
+pub const IPV6: &str = "ipv6";
+/// What is IPv6 and no TCP of a service: neighbour discovery, ICMPv6, other ports, extension headers, fragments.
+pub const OTHER_V6: &str = "other_v6";
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
 pub const PASS: &str = "pass";
 
@@ -25,11 +29,17 @@ pub const NEW_INDEX: u32 = 2;
 pub const RESET_INDEX: u32 = 3;
 /// Index of [`OTHER`] in the map `programs`.
 pub const OTHER_INDEX: u32 = 4;
+/// Index of [`IPV6`] in the map `programs`.
+pub const IPV6_INDEX: u32 = 5;
+/// Index of [`OTHER_V6`] in the map `programs`.
+pub const OTHER_V6_INDEX: u32 = 6;
 /// The tail-called programs by index.
-pub const TAIL_CALLED: [(&str, u32); 5] = [
+pub const TAIL_CALLED: [(&str, u32); 7] = [
     (CLIENT, CLIENT_INDEX),
     (BACKEND, BACKEND_INDEX),
     (NEW, NEW_INDEX),
     (RESET, RESET_INDEX),
     (OTHER, OTHER_INDEX),
+    (IPV6, IPV6_INDEX),
+    (OTHER_V6, OTHER_V6_INDEX),
 ];

@@ -36,8 +36,7 @@ pub(super) fn other_default(schema: &Schema, key: &str) -> Option<&'static Other
     OTHER_DEFAULTS.iter().find(|other| other.schema == schema && other.key == key)
 }
 
-/// Refuses what is written and not supported yet. Sees what [`super::check`] sees: an address may still be of
-/// another family than its VIP, which is reported there.
+/// Refuses what is written and not supported yet.
 pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) {
     let not_yet = |path: &[Step<'_>], what: &str, fix: &str| {
         sink.error(&document.place(path), format!("{what} is not supported yet; {fix}"));
@@ -69,17 +68,14 @@ pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) 
         }
         for (number, backend) in service.backends.iter().enumerate() {
             let path = ["service".into(), index.into(), "backend".into(), number.into()];
-            refuse_in_backend(service, backend, &|key, what, fix| {
+            refuse_in_backend(backend, &|key, what, fix| {
                 not_yet(&[&path[..], &[key.into()]].concat(), what, fix);
             });
         }
     }
 }
 
-fn refuse_in_backend(service: &Service, backend: &Backend, not_yet: &dyn Fn(&str, &str, &str)) {
-    if service.vip.is_ipv6() {
-        not_yet("address", &format!("an IPv6 backend, \"{}\",", backend.address), "write an IPv4 address");
-    }
+fn refuse_in_backend(backend: &Backend, not_yet: &dyn Fn(&str, &str, &str)) {
     if backend.max_connections != 0 {
         let what = format!("`max_connections = {}`", backend.max_connections);
         not_yet("max_connections", &what, "remove the key or write 0, no limit");
@@ -87,13 +83,6 @@ fn refuse_in_backend(service: &Service, backend: &Backend, not_yet: &dyn Fn(&str
 }
 
 fn refuse_in_service(service: &Service, not_yet: &dyn Fn(&str, &str, &str)) {
-    if service.vip.is_ipv6() {
-        not_yet("vip", &format!("an IPv6 VIP, \"{}\",", service.vip), "write an IPv4 address");
-    }
-    if service.vip.is_ipv6() && service.source_address != service.vip {
-        let what = format!("an IPv6 source, \"{}\",", service.source_address);
-        not_yet("source_address", &what, "write an IPv4 address");
-    }
     if service.mode == Mode::Dsr {
         not_yet("mode", "`mode = \"dsr\"`", r#"write "nat""#);
     }

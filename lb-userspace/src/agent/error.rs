@@ -20,17 +20,17 @@ pub enum Error {
     )]
     VipInUse {
         /// The VIP.
-        vip: std::net::Ipv4Addr,
+        vip: std::net::IpAddr,
         /// Who answered.
         mac: lb_common::addr::Mac,
         /// Where.
         interface: String,
     },
-    /// ARP cannot be spoken.
+    /// Neither ARP nor neighbour discovery can be spoken.
     #[error("cannot ask on {interface} who has {vip}: {source} (CAP_NET_RAW is needed)")]
     VipProbe {
         /// The VIP.
-        vip: std::net::Ipv4Addr,
+        vip: std::net::IpAddr,
         /// Where.
         interface: String,
         /// Why.

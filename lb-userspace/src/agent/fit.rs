@@ -1,13 +1,16 @@
 //! Does a config fit this machine? Interfaces that exist, VIPs and backends that are not this host's own.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use lb_common::addr::Mac;
 use lb_core::config::Config;
 use tracing::debug;
 
 use super::error::Error;
-use crate::netlink::{Mirror, arp};
+use crate::netlink::{Mirror, vip};
 
 /// The first thing that does not fit, in words.
 pub(super) fn misfit(config: &Config, mirror: &Mirror) -> Option<String> {
@@ -54,11 +57,11 @@ pub(super) fn local_address(config: &Config, mirror: &Mirror) -> Option<String> 
 pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAddr]) -> Result<(), Error> {
     let own: Vec<Mac> = mirror.links().filter_map(|link| link.mac).collect();
     let mut asked = Vec::new();
-    for vip in vips(config).filter(|vip| !ours.contains(&IpAddr::V4(*vip))) {
+    for vip in vips(config).filter(|vip| !ours.contains(vip)) {
         for name in &config.interfaces {
             let Some(link) = mirror.link_named(name) else { continue };
             let Some(mac) = link.mac.filter(|_| link.up) else { continue };
-            if mirror.reaches_directly(link.index, vip.into()) {
+            if mirror.reaches_directly(link.index, vip) {
                 asked.push((vip, link.index, name.clone(), mac));
             }
         }
@@ -67,7 +70,7 @@ pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAd
     let answers = asked.into_iter().map(|(vip, ifindex, interface, mac)| {
         let own = &own;
         async move {
-            match arp::owner(ifindex, mac, own, vip).await {
+            match vip::owner(ifindex, mac, own, vip).await {
                 Ok(None) => Ok(()),
                 Ok(Some(mac)) => Err(Error::VipInUse { vip, mac, interface }),
                 Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {
@@ -81,18 +84,24 @@ pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAd
     futures_util::future::try_join_all(answers).await.map(drop)
 }
 
-/// The IPv4 addresses that this node answers for: VIPs and source addresses.
-pub(super) fn vips(config: &Config) -> impl Iterator<Item = Ipv4Addr> {
-    let mut vips: Vec<_> = config
-        .services
-        .iter()
-        .flat_map(|service| [service.vip, service.source_address])
-        .filter_map(|address| match address {
-            IpAddr::V4(v4) => Some(v4),
-            IpAddr::V6(_) => None,
-        })
-        .collect();
+/// The addresses that this node answers for: VIPs and source addresses.
+pub(super) fn vips(config: &Config) -> impl Iterator<Item = IpAddr> {
+    let mut vips: Vec<_> =
+        config.services.iter().flat_map(|service| [service.vip, service.source_address]).collect();
     vips.sort_unstable();
     vips.dedup();
     vips.into_iter()
+}
+
+/// The interfaces of the config, and on which of them which IPv6 VIP is answered for.
+pub(super) fn solicited(config: &Config, mirror: &Mirror) -> (BTreeSet<u32>, BTreeSet<(u32, Ipv6Addr)>) {
+    let interfaces: BTreeSet<u32> =
+        config.interfaces.iter().filter_map(|name| Some(mirror.link_named(name)?.index)).collect();
+    let mut on = BTreeSet::new();
+    for vip in vips(config) {
+        let IpAddr::V6(v6) = vip else { continue };
+        let here = interfaces.iter().filter(|ifindex| mirror.reaches_directly(**ifindex, vip));
+        on.extend(here.map(|ifindex| (*ifindex, v6)));
+    }
+    (interfaces, on)
 }

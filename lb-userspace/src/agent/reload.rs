@@ -79,6 +79,7 @@ impl Agent {
         self.drains.retain(|drained, _| backends.contains(drained));
         self.failing_open.resize(self.config.services.len(), false);
         self.look_up_hops().await;
+        self.follow_groups().await;
         self.hops.learn(self.network.mirror());
         self.hops.provoke(self.network.handle(), self.network.mirror()).await;
         if self.serving { self.try_reconcile() } else { Ok(()) }

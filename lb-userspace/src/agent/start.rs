@@ -42,6 +42,7 @@ pub(super) async fn start(
     }
     let mut agent = Agent::new(options, loaded, network, plane, notifier, socket, locks);
     agent.look_up_hops().await;
+    agent.follow_groups().await;
     agent.hops.learn(agent.network.mirror());
     agent.hops.provoke(agent.network.handle(), agent.network.mirror()).await;
     Ok((agent, commands))

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::SocketFile,
     dataplane::{Census, DataPlane, monotonic_ns},
-    netlink::{Network, Touched, arp, hops::Hops},
+    netlink::{Network, Touched, groups, hops::Hops, vip},
     probe::{Changed, Checks},
 };
 
@@ -142,6 +142,9 @@ impl Agent {
         if touched.links || touched.addresses || touched.routes {
             self.look_up_hops().await;
         }
+        if touched.links || touched.addresses {
+            self.follow_groups().await;
+        }
         if touched.links && self.serving {
             self.attachments.follow(&self.config, self.network.mirror(), &mut self.plane);
         }
@@ -165,6 +168,7 @@ impl Agent {
     pub(super) async fn refresh(&mut self) {
         self.relist().await;
         self.look_up_hops().await;
+        self.follow_groups().await;
         self.hops.learn(self.network.mirror());
         self.hops.provoke(self.network.handle(), self.network.mirror()).await;
         if self.serving {
@@ -199,13 +203,13 @@ impl Agent {
     fn announce_vips(&mut self) {
         self.announcements = self.announcements.saturating_sub(1);
         let mirror = self.network.mirror();
-        for vip in fit::vips(&self.config) {
+        for address in fit::vips(&self.config) {
             for interface in self.attachments.interfaces(mirror) {
-                if !mirror.reaches_directly(interface.ifindex, vip.into()) {
+                if !mirror.reaches_directly(interface.ifindex, address) {
                     continue;
                 }
-                if let Err(error) = arp::announce(interface.ifindex, interface.mac, vip) {
-                    debug!(%vip, ifindex = interface.ifindex, %error, "not announced");
+                if let Err(error) = vip::announce(interface.ifindex, interface.mac, address) {
+                    debug!(vip = %address, ifindex = interface.ifindex, %error, "not announced");
                 }
             }
         }
@@ -254,6 +258,12 @@ impl Agent {
             .map(|backend| backend.address.ip())
             .collect();
         self.hops.look_up(self.network.handle(), &destinations).await;
+    }
+
+    /// Joins the groups that neighbour solicitations for the VIPs are sent to.
+    pub(super) async fn follow_groups(&mut self) {
+        let (interfaces, vips) = fit::solicited(&self.config, self.network.mirror());
+        groups::follow(self.network.handle(), self.network.mirror(), &interfaces, &vips).await;
     }
 
     /// Names of a backend and its service, for the log.

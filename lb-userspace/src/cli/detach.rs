@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use etcd_lb::{agent::lock, dataplane};
+use etcd_lb::{agent::lock, dataplane, netlink::groups};
 
 use super::{DEFAULT_CONFIG, Failure};
 
@@ -30,6 +30,10 @@ impl Detach {
         // An agent that runs would lose its maps from under it.
         let _lock = lock::lock_directory(&pin_dir).map_err(|error| Failure::Operation(error.to_string()))?;
         let report = dataplane::detach(&pin_dir).map_err(|error| Failure::Operation(error.to_string()))?;
+        // What is left of it does no harm: a group that nobody answers in.
+        if let Err(error) = groups::leave(&report.interfaces) {
+            eprintln!("the groups of IPv6 VIPs are still joined: {error}");
+        }
         let pin_dir = pin_dir.display();
         match (report.found, report.interfaces.len()) {
             (false, _) => println!("{pin_dir}: nothing is pinned there"),

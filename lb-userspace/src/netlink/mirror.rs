@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     ops::BitOrAssign,
 };
 
@@ -129,6 +129,14 @@ impl Mirror {
     pub fn holder(&self, address: IpAddr) -> Option<&Link> {
         let found = self.addresses.iter().find(|a| a.address == address)?;
         self.links.get(&found.ifindex)
+    }
+
+    /// The groups that are joined by an address of their own, with their interfaces: those of neighbour solicitations.
+    pub fn groups(&self) -> impl Iterator<Item = (u32, Ipv6Addr)> {
+        self.addresses.iter().filter_map(|held| match held.address {
+            IpAddr::V6(v6) if super::nd::solicited_node(v6) == v6 => Some((held.ifindex, v6)),
+            _ => None,
+        })
     }
 
     /// Whether one of the interface's prefixes holds this address.

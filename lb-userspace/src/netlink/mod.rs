@@ -3,10 +3,13 @@
 //! The agent keeps a [`Mirror`] of what it needs and is told when it changes; routes are not mirrored but asked for,
 //! since only the kernel knows its rules. [`hops::Hops`] turns both into the next hops that the data plane sends by.
 
-pub mod arp;
+mod arp;
+pub mod groups;
 pub mod hops;
 mod mirror;
+mod nd;
 mod routes;
+pub mod vip;
 
 use std::io;
 

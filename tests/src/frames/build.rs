@@ -102,7 +102,7 @@ impl TcpFrame {
     }
 }
 
-fn ethernet(to: Mac, from: Mac, tags: &[(u16, u16)], ethertype: u16) -> Vec<u8> {
+pub(super) fn ethernet(to: Mac, from: Mac, tags: &[(u16, u16)], ethertype: u16) -> Vec<u8> {
     let mut frame = Vec::new();
     frame.extend(to.octets());
     frame.extend(from.octets());
@@ -129,7 +129,7 @@ fn ipv4(frame: &TcpFrame, payload: usize) -> Vec<u8> {
     header
 }
 
-fn checksum(bytes: &[u8]) -> u16 {
+pub(super) fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
         sum += (u32::from(pair[0]) << 8) | u32::from(*pair.get(1).unwrap_or(&0));

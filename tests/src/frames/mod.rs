@@ -3,6 +3,7 @@
 mod build;
 mod program;
 pub mod scene;
+pub mod v6;
 mod verify;
 
 pub use build::{Deviation, TcpFrame, arp_request, deviations, ping};

@@ -1,6 +1,6 @@
 //! The loaded program with map state that a test made, run on one frame at a time.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -72,8 +72,8 @@ impl Program {
     }
 
     /// Adds a service, its VIP answered for on the interface.
-    pub fn service(&mut self, number: u16, vip: Ipv4Addr, port: u16, flags: u16) {
-        let (vip, port) = (Addr::from(vip), Port::new(port));
+    pub fn service(&mut self, number: u16, vip: impl Into<IpAddr>, port: u16, flags: u16) {
+        let (vip, port) = (Addr::from(vip.into()), Port::new(port));
         self.filter.add_address(&vip);
         self.filter.add_port(port);
         let filter = self.filter;
@@ -95,10 +95,10 @@ impl Program {
     }
 
     /// Adds a backend whose packets go out by the interface.
-    pub fn backend(&mut self, number: u16, service: u16, source: Ipv4Addr, address: (Ipv4Addr, u16)) {
+    pub fn backend<A: Into<IpAddr>>(&mut self, number: u16, service: u16, source: A, address: (A, u16)) {
         let backend = Backend {
-            address: address.0.into(),
-            source: source.into(),
+            address: address.0.into().into(),
+            source: source.into().into(),
             port: Port::new(address.1),
             service,
             epoch: 1,
@@ -135,11 +135,13 @@ impl Program {
     }
 
     /// Lets the clients of a prefix connect to a service that has `SERVICE_ALLOW`.
-    pub fn allow(&mut self, service: u16, prefix: Ipv4Addr, length: u32) {
+    pub fn allow(&mut self, service: u16, prefix: impl Into<IpAddr>, length: u32) {
+        let prefix = prefix.into();
+        let length = if prefix.is_ipv4() { 96 + length } else { length };
         let data = AllowData { service: u32::from(service).to_be_bytes(), address: prefix.into() };
         let mut trie: LpmTrie<_, AllowData, u32> =
             self.ebpf.map_mut(name::ALLOW).expect("allow").try_into().expect("a trie");
-        trie.insert(&Key::new(ALLOW_SERVICE_BITS + 96 + length, data), 1, 0).expect("insert");
+        trie.insert(&Key::new(ALLOW_SERVICE_BITS + length, data), 1, 0).expect("insert");
     }
 
     pub fn set_lease(&mut self, lease: Lease) {

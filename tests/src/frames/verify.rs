@@ -1,11 +1,14 @@
 //! An independent look at what the program transmits: etherparse reads it and computes its checksums anew.
 
-use etherparse::{NetSlice, SlicedPacket, TcpHeader, TransportSlice};
+use etherparse::{Ipv6Header, NetSlice, SlicedPacket, TcpHeader, TransportSlice};
 
-/// Fails unless the frame is a sound IPv4 or ARP packet with right checksums.
+/// Fails unless the frame is a sound IPv4, IPv6 or ARP packet with right checksums.
 pub fn assert_sound(frame: &[u8], context: &str) {
     let packet = SlicedPacket::from_ethernet(frame)
         .unwrap_or_else(|error| panic!("{context}: transmitted frame is malformed: {error}\n{frame:02x?}"));
+    if let Some(NetSlice::Ipv6(ip)) = &packet.net {
+        return assert_sound_v6(&ip.header().to_header(), &packet, context);
+    }
     let Some(NetSlice::Ipv4(ip)) = &packet.net else { return };
     let header = ip.header().to_header();
     assert_eq!(header.header_checksum, header.calc_header_checksum(), "{context}: IPv4 header checksum");
@@ -20,6 +23,23 @@ pub fn assert_sound(frame: &[u8], context: &str) {
         Some(TransportSlice::Icmpv4(icmp)) => {
             let want = icmp.icmp_type().calc_checksum(icmp.payload());
             assert_eq!(icmp.checksum(), want, "{context}: ICMP checksum");
+        }
+        _ => {}
+    }
+}
+
+fn assert_sound_v6(header: &Ipv6Header, packet: &SlicedPacket<'_>, context: &str) {
+    match &packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => {
+            let want = tcp
+                .to_header()
+                .calc_checksum_ipv6(header, tcp.payload())
+                .unwrap_or_else(|error| panic!("{context}: {error}"));
+            assert_eq!(tcp.checksum(), want, "{context}: TCP checksum");
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => {
+            let sound = icmp.is_checksum_valid(header.source, header.destination);
+            assert!(sound, "{context}: ICMPv6 checksum");
         }
         _ => {}
     }

@@ -1,0 +1,246 @@
+//! Everything of IPv6 for a VIP that is no plain TCP of a service: neighbour discovery, ping, closed ports, extension
+//! headers, fragments and what is malformed. Decides for certain whether the packet is for us, before anything is dropped.
+
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use lb_common::{
+    addr::{Addr, Mac},
+    checksum::Delta,
+    counters::Counter,
+    maps::{ReturnKey, ServiceKey, VipOnInterface, program},
+    wire::{
+        ECHO_REPLY_V6, ECHO_REQUEST_V6, Ethernet, Extension, IPV6_LEN, Icmp, Ipv6, NEIGHBOUR_LEN,
+        NEIGHBOUR_MIN_LEN, Neighbour, extension, protocol,
+    },
+};
+
+use crate::{
+    Outcome, count,
+    frame::{Frame, Link, MAX_EXTENSIONS, TcpPacket, ingress, length, put_mac, resize},
+    handover,
+    maps::{FORGET, RETURNS, SERVICE_PORTS, VIPS},
+    nat::interface_mac,
+    other::{closed_port, is_vip, owns_vip},
+};
+
+/// Extension headers that TCP may stand behind: hop-by-hop options, a route, and destination options before and after it
+/// (RFC 8200 section 4.1).
+const MAX_HEADERS: u32 = 4;
+
+#[inline(always)]
+pub fn handle(ctx: &XdpContext) -> Outcome {
+    let frame = Frame::new(ctx);
+    let Some(mut link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
+    link.l3 = forget(link.l3)? & 0x1f;
+    link.tags = zerocopy::transmute!(forget(zerocopy::transmute!(link.tags))?);
+    let Some(own_mac) = interface_mac(ingress(ctx)) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(ip) = frame.at::<Ipv6>(link.l3) else { return Ok(xdp_action::XDP_PASS) };
+    // SAFETY: `at` checked that the header lies in the frame.
+    let header = unsafe { &*ip };
+    if header.next_header() == protocol::ICMPV6
+        && let Some(outcome) = neighbour(ctx, &frame, &link, header, own_mac)
+    {
+        return outcome;
+    }
+    let destination = Addr::from_words(header.destination);
+    // The table has IPv4 VIPs as IPv4-mapped addresses, which no IPv6 packet is sent to.
+    if destination.is_v4() || !is_vip(destination) {
+        return Ok(xdp_action::XDP_PASS);
+    }
+    // SAFETY: `Link::parse` checked that the Ethernet header lies in the frame.
+    let to_mac = unsafe { (*link.ethernet).destination };
+    if to_mac != own_mac {
+        // A frame for another host, flooded by the switch, is none of ours; the kernel drops it too.
+        return if to_mac.is_group() { Err(Counter::GroupMac) } else { Ok(xdp_action::XDP_PASS) };
+    }
+    if !header.is_sound() {
+        return Err(Counter::Malformed);
+    }
+    match header.next_header() {
+        protocol::ICMPV6 => ping(&frame, &link, ip, own_mac),
+        next => tcp(ctx, &frame, &link, ip, next),
+    }
+}
+
+/// Neighbour discovery (RFC 4861): a solicitation for the VIP is answered, to its group or to the VIP alike, also that of
+/// a host that tries whether the address is free (RFC 4862 section 5.4). `None`: none of ours, or not about a VIP.
+#[inline(always)]
+fn neighbour(ctx: &XdpContext, frame: &Frame, link: &Link, header: &Ipv6, own_mac: Mac) -> Option<Outcome> {
+    let message = frame.at::<Solicitation>(link.l3 + IPV6_LEN)?;
+    // SAFETY: `at` checked that the message lies in the frame.
+    let (kind, words) = unsafe { ((*message).type_code, (*message).target) };
+    if kind != Neighbour::SOLICITATION && kind != Neighbour::ADVERTISEMENT {
+        return None;
+    }
+    let target = Addr::from_words(words);
+    let fits = u16::from_be(header.payload_length) as u32 >= NEIGHBOUR_MIN_LEN
+        && length(ctx) >= link.l3 + IPV6_LEN + u16::from_be(header.payload_length) as u32;
+    if target.is_v4() || !is_vip(target) || !header.is_sound() || !fits {
+        return None;
+    }
+    // SAFETY: `Link::parse` checked that the header lies in the frame.
+    let (to_mac, asker) = unsafe { ((*link.ethernet).destination, (*link.ethernet).source) };
+    let to_target = header.destination == words;
+    if (to_mac != own_mac && !to_mac.is_group()) || !(to_target || header.is_to_group()) {
+        return None;
+    }
+    if header.hop_limit() != Neighbour::HOP_LIMIT {
+        return Some(Err(Counter::NdOther));
+    }
+    let claims = kind == Neighbour::ADVERTISEMENT || header.source == words;
+    if claims {
+        if asker != own_mac {
+            count::count(Counter::VipConflict);
+        }
+        return Some(Err(Counter::NdOther));
+    }
+    // SAFETY: an entry's value is one word.
+    let claim = unsafe { VIPS.get(VipOnInterface { address: target, ifindex: ingress(ctx) }) };
+    if link.tags[0] != 0 || claim.is_none_or(|claim| claim.answered == 0) {
+        return Some(Err(Counter::NdElsewhere));
+    }
+    if !owns_vip() {
+        return Some(Err(Counter::Fenced));
+    }
+    Some(advertise(ctx, words, header.source, asker, own_mac))
+}
+
+/// Turns the frame, which has no tags, into the answer to `asker`; to all nodes if it has no address yet.
+#[inline(always)]
+fn advertise(ctx: &XdpContext, target: [u32; 4], source: [u32; 4], asker: Mac, own_mac: Mac) -> Outcome {
+    const L3: u32 = size_of::<Ethernet>() as u32;
+    const ALL_NODES_MAC: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
+    let nobody = source[0] | source[1] | source[2] | source[3] == 0;
+    let (to, to_mac) = if nobody { (Ipv6::ALL_NODES, ALL_NODES_MAC) } else { (source, asker) };
+    let mut ip = Ipv6::reply(protocol::ICMPV6, NEIGHBOUR_LEN as u16, target, to);
+    ip.next_hop = u16::from_ne_bytes([protocol::ICMPV6, Neighbour::HOP_LIMIT]);
+    let message = Neighbour::advertisement(&ip, target, own_mac);
+    resize(ctx, L3 + IPV6_LEN + NEIGHBOUR_LEN)?;
+    let frame = Frame::new(ctx);
+    let ethernet = frame.at::<Ethernet>(0).ok_or(Counter::AdjustFailed)?;
+    let answer = frame.at::<Advertisement>(L3).ok_or(Counter::AdjustFailed)?;
+    // SAFETY: `at` checked that both lie in the frame, and they do not overlap.
+    unsafe {
+        put_mac(&raw mut (*ethernet).destination, to_mac);
+        put_mac(&raw mut (*ethernet).source, own_mac);
+        (*answer).ip = ip;
+        (*answer).type_check = [message.type_code, message.check];
+        (*answer).flags = message.flags;
+        (*answer).target = message.target;
+        (*answer).option = message.option;
+        put_mac(&raw mut (*answer).mac, message.mac);
+    }
+    count::count(Counter::NdReply);
+    Ok(xdp_action::XDP_TX)
+}
+
+/// Echo requests (RFC 4443 section 4.1) are answered in place; as for IPv4, the data's checksum is not checked.
+#[inline(always)]
+fn ping(frame: &Frame, link: &Link, ip: *mut Ipv6, own_mac: Mac) -> Outcome {
+    let Some(icmp) = frame.at::<Icmp>(link.l3 + IPV6_LEN) else { return Err(Counter::Malformed) };
+    // SAFETY: `at` checked that the headers lie in the frame, and they do not overlap.
+    let (ip, icmp) = unsafe { (&mut *ip, &mut *icmp) };
+    if icmp.type_code != ECHO_REQUEST_V6 {
+        return Err(Counter::Icmp);
+    }
+    if !owns_vip() {
+        return Err(Counter::Fenced);
+    }
+    // The pseudo-header's sum is that of the same two addresses.
+    icmp.check = Delta::new().word(ECHO_REQUEST_V6, ECHO_REPLY_V6).apply(icmp.check);
+    icmp.type_code = ECHO_REPLY_V6;
+    let (source, destination) = (ip.source, ip.destination);
+    ip.next_hop = u16::from_ne_bytes([protocol::ICMPV6, 64]);
+    ip.source = destination;
+    ip.destination = source;
+    // SAFETY: `Link::parse` checked that the header lies in the frame.
+    unsafe {
+        let asker = (*link.ethernet).source;
+        put_mac(&raw mut (*link.ethernet).source, own_mac);
+        put_mac(&raw mut (*link.ethernet).destination, asker);
+    }
+    count::count(Counter::EchoReply);
+    Ok(xdp_action::XDP_TX)
+}
+
+/// TCP to a port without a service; behind extension headers also that of a service, which takes the way off the
+/// established path.
+#[inline(always)]
+fn tcp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv6, first: u8) -> Outcome {
+    let extensions = walk(frame, link.l3 + IPV6_LEN, first)?;
+    let packet = TcpPacket::parse_v6(ctx, frame, link, ip, IPV6_LEN + extensions)?;
+    let key = ServiceKey::new(packet.destination, packet.ports.1);
+    // SAFETY: a service's number is written once, before the key.
+    if let Some(&service) = unsafe { SERVICE_PORTS.get(key) } {
+        return handover::to(ctx, link, &packet, service as u16, program::CLIENT_INDEX);
+    }
+    let key = ReturnKey::new(packet.destination, packet.source, packet.ports.0);
+    // SAFETY: a backend's number is written once, before the key.
+    match unsafe { RETURNS.get(key) } {
+        Some(&backend) => handover::to(ctx, link, &packet, backend as u16, program::BACKEND_INDEX),
+        None => closed_port(ctx, link, &packet),
+    }
+}
+
+/// Octets of the extension headers before TCP.
+#[inline(always)]
+fn walk(frame: &Frame, start: u32, first: u8) -> Result<u32, Counter> {
+    let (mut next, mut octets) = (first, 0);
+    for _ in 0..=MAX_HEADERS {
+        match next {
+            // Only the first one can be for every hop (RFC 8200 section 4.1).
+            extension::HOP_BY_HOP if octets != 0 => return Err(Counter::ExtensionHeaders),
+            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {}
+            protocol::TCP => return Ok(forget(octets)? & 0x1ff),
+            extension::FRAGMENT => return Err(Counter::Fragment),
+            // Only behind extension headers, whose options an answer would have to reverse.
+            protocol::ICMPV6 => return Err(Counter::Icmp),
+            _ => return Err(Counter::Protocol),
+        }
+        let header = frame.at::<Extension>(start + octets).ok_or(Counter::Malformed)?;
+        // SAFETY: `at` checked that the header's start lies in the frame.
+        let header = unsafe { &*header };
+        octets += header.length();
+        if octets > MAX_EXTENSIONS || (next == extension::ROUTING && header.stops_left() != 0) {
+            return Err(Counter::ExtensionHeaders);
+        }
+        next = header.next_header();
+    }
+    Err(Counter::ExtensionHeaders)
+}
+
+/// The same number, by way of a map: the verifier forgets by which branches it came to be, and walks what follows once and
+/// not once for each.
+#[inline(always)]
+fn forget(number: u32) -> Result<u32, Counter> {
+    let slot = FORGET.get_ptr_mut(0).ok_or(Counter::TailCall)?;
+    // SAFETY: a live map value, and this CPU's own.
+    unsafe {
+        slot.write_volatile(number);
+        Ok(slot.read_volatile())
+    }
+}
+
+/// A solicitation or advertisement as far as all have it.
+#[repr(C)]
+struct Solicitation {
+    type_code: u16,
+    check: u16,
+    flags: u32,
+    target: [u32; 4],
+}
+
+/// The answer, its parts as they are written.
+#[repr(C)]
+struct Advertisement {
+    ip: Ipv6,
+    type_check: [u16; 2],
+    flags: u32,
+    target: [u32; 4],
+    option: u16,
+    mac: Mac,
+}
+
+const _: () = {
+    assert!(size_of::<Solicitation>() == NEIGHBOUR_MIN_LEN as usize);
+    assert!(size_of::<Advertisement>() == (IPV6_LEN + NEIGHBOUR_LEN) as usize);
+};

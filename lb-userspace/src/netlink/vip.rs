@@ -1,0 +1,111 @@
+//! Who has a VIP? Asked before anything is attached, and told to all hosts when it is here: by ARP or neighbour discovery.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    net::IpAddr,
+    os::fd::{FromRawFd as _, OwnedFd},
+    time::Duration,
+};
+
+use lb_common::addr::Mac;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Instant, timeout_at},
+};
+
+use super::{arp, nd};
+
+/// Probes sent: PROBE_NUM of RFC 5227 section 1.1.
+const PROBES: u32 = 3;
+/// Between two probes, and after the last. RFC 5227 waits 1 to 2 s and RFC 4862 one, for media that lose frames and
+/// stacks that sleep; a switched network answers within a millisecond, and every start waits for this.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Shortest Ethernet frame without FCS.
+pub(super) const MIN_FRAME: usize = 60;
+
+/// Asks on an interface who has `address`, for at most [`PROBES`] × [`PAUSE`].
+///
+/// Answers the MAC of a host that claims it, by an answer or an announcement; MACs in `own` are ourselves.
+///
+/// # Errors
+/// No packet socket (CAP_NET_RAW is missing), or the interface is down.
+pub async fn owner(ifindex: u32, mac: Mac, own: &[Mac], address: IpAddr) -> io::Result<Option<Mac>> {
+    let socket = packet_socket(ifindex, address)?;
+    // SAFETY: the `File` owns an open descriptor, is moved into the `AsyncFd`, and is only borrowed from it (`get_ref`),
+    // so that the descriptor stays open and the same until the `AsyncFd` is dropped.
+    let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+    let probe = match address {
+        IpAddr::V4(v4) => arp::probe(mac, v4).to_vec(),
+        IpAddr::V6(v6) => nd::probe(mac, v6),
+    };
+    for _ in 0..PROBES {
+        socket.get_ref().write_all(&probe)?;
+        let until = Instant::now() + PAUSE;
+        while let Ok(ready) = timeout_at(until, socket.readable()).await {
+            let mut frame = [0u8; 128];
+            match ready?.try_io(|socket| socket.get_ref().read(&mut frame)) {
+                Ok(Ok(length)) => {
+                    if let Some(claimant) =
+                        claimant_in(&frame[..length], address).filter(|mac| !own.contains(mac))
+                    {
+                        return Ok(Some(claimant));
+                    }
+                }
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {}
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Tells every host on an interface that `address` is at `mac`.
+///
+/// # Errors
+/// No packet socket, or the interface is down.
+pub fn announce(ifindex: u32, mac: Mac, address: IpAddr) -> io::Result<()> {
+    let mut socket = packet_socket(ifindex, address)?;
+    match address {
+        IpAddr::V4(v4) => arp::announcements(mac, v4).iter().try_for_each(|frame| socket.write_all(frame)),
+        IpAddr::V6(v6) => socket.write_all(&nd::announcement(mac, v6)),
+    }
+}
+
+fn claimant_in(frame: &[u8], address: IpAddr) -> Option<Mac> {
+    match address {
+        IpAddr::V4(v4) => arp::claimant(frame, v4),
+        IpAddr::V6(v6) => nd::claimant(frame, v6),
+    }
+}
+
+/// A packet socket that receives what is said of addresses of this family on one interface, and sends on it.
+fn packet_socket(ifindex: u32, address: IpAddr) -> io::Result<File> {
+    let protocol = if address.is_ipv4() { libc::ETH_P_ARP } else { libc::ETH_P_IPV6 };
+    let protocol = (protocol as u16).to_be();
+    let flags = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: socket() takes three integers and touches no memory of ours.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, flags, i32::from(protocol)) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: socket() has just returned this descriptor, so it is open and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: protocol,
+        sll_ifindex: i32::try_from(ifindex).map_err(io::Error::other)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the pointer and length are those of `address`, a sockaddr_ll that lives across the call, which only reads it.
+    let bound = unsafe {
+        libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    };
+    if bound < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(File::from(socket))
+}

@@ -7,6 +7,7 @@
 //! | `client.rs`, `backend.rs` | packets of clients and of backends that are not on the established path |
 //! | `life.rs` | promotion and demotion of a flow |
 //! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
+//! | `suspect.rs`, `signal.rs` | backends that new flows pass over; what the agent is told |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `reset.rs` | the RST that answers a packet |
 //! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `log.rs`, `maps.rs` | the tools of the above |
@@ -31,6 +32,8 @@ mod new;
 mod other;
 mod port;
 mod reset;
+mod signal;
+mod suspect;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{counters::Counter, maps::program};

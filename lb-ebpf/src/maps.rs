@@ -2,15 +2,16 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, Filter, Flow, FlowKey, Interface, LOAD_SLOTS, Layout, Lease, Load,
-        MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_SLOTS, Record,
-        ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface,
+        self, AllowData, Backend, EVENTS_LEN, Filter, Flow, FlowEvent, FlowKey, Handshakes, Interface,
+        LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS,
+        Maglev, PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Signal,
+        Suspect, VipClaim, VipOnInterface,
     },
 };
 
@@ -58,6 +59,14 @@ pub static LEASE: Array<Lease, 1> = Array::new();
 pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map(name = "backend_counters")]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, MAX_BACKENDS> = PerCpuArray::new();
+#[btf_map(name = "signals")]
+pub static SIGNALS: RingBuf<Signal, SIGNALS_LEN> = RingBuf::new();
+#[btf_map(name = "events")]
+pub static EVENTS: RingBuf<FlowEvent, EVENTS_LEN> = RingBuf::new();
+#[btf_map(name = "suspects")]
+pub static SUSPECTS: Array<Suspect, SUSPECT_SLOTS> = Array::new();
+#[btf_map(name = "handshakes")]
+pub static HANDSHAKES: PerCpuArray<Handshakes, MAX_BACKENDS> = PerCpuArray::new();
 #[btf_map(name = "programs")]
 pub static PROGRAMS: ProgramArray<8> = ProgramArray::new();
 

@@ -18,7 +18,7 @@ use crate::{
     handover, log,
     maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, MAGLEV, SERVICES},
     nat::{self, End},
-    port, reset,
+    port, reset, signal, suspect,
 };
 
 #[inline(always)]
@@ -34,10 +34,11 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         return Err(Counter::NotAllowed);
     }
     if !has_room() {
+        signal::table_full(now);
         return reset::answer(ctx, Counter::TableFull);
     }
     let hash = hash::client(&service.seed, &key.client, Some(key.port));
-    let Some((number, backend)) = choose(service, &key, hash) else {
+    let Some((number, backend)) = choose(service, &key, hash, now) else {
         if service.flags & SERVICE_DROP != 0 {
             return Err(Counter::NoBackendDrop);
         }
@@ -76,7 +77,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         epoch: backend.epoch,
         last_ack: 0,
         edge: packet.segment.seq_end(),
-        reserved: 0,
+        established: 0,
         backend: number,
         nat_port: port,
         client_mac,
@@ -113,7 +114,7 @@ fn has_room() -> bool {
 
 /// The backend that the service's Maglev table has for this client.
 #[inline(always)]
-fn choose(service: &Service, key: &FlowKey, hash: u64) -> Option<(u16, &'static Backend)> {
+fn choose(service: &Service, key: &FlowKey, hash: u64, now: u64) -> Option<(u16, &'static Backend)> {
     let hash = if service.flags & SERVICE_AFFINITY != 0 {
         hash::client(&service.seed, &key.client, None)
     } else {
@@ -121,7 +122,8 @@ fn choose(service: &Service, key: &FlowKey, hash: u64) -> Option<(u16, &'static 
     };
     let slot = hash::slot(hash, MAGLEV_SLOTS);
     let table = MAGLEV.get_value(key.service as u32, &0)?;
-    let number = *table.slots.get(slot as usize)?;
+    let first = *table.slots.get(slot as usize)?;
+    let number = if suspect::is(first, now) { suspect::pass_over(key.service, slot, first, now) } else { first };
     if number as usize >= MAX_BACKENDS {
         return None;
     }

@@ -8,6 +8,7 @@
 //! | `apply.rs`, `maps.rs` | the policy maps, written by the plan of [`lb_core::reconcile`] and by nothing else |
 //! | `port_table.rs`, `shared.rs` | port tables and other maps in memory |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
+//! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `leaving.rs` | what is cleaned up about once a second |
 //! | `detach.rs` | removing it all |
 //! | `debug_log.rs` | the program's own messages, in builds with the feature `debug-log` |
@@ -35,8 +36,10 @@ mod maps;
 mod pins;
 mod port_table;
 mod privilege;
+mod rings;
 mod shared;
 mod sweep;
+mod told;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,7 +62,9 @@ pub use self::{
     detach::{DetachReport, detach},
     error::Error,
     flows::{FlowFilter, FlowState, FlowView},
+    rings::Ring,
     sweep::SweepReport,
+    told::BackendPlace,
 };
 use self::{
     links::{Device, Origin},

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    claim::{Claim, FREE_AT_ONCE, RESET, State},
+    claim::{Claim, FREE_AT_ONCE, RESET, SYN_ACKED, State},
     maps::{self, FlowKey, Load, name},
     nat::TIME_WAIT_NS,
 };
@@ -55,12 +55,15 @@ pub(super) struct Sweeper {
     forward: Forward,
     drift: Drift,
     leaving: Leaving,
+    /// SYNs that a backend never answered, by its number, since this process began.
+    pub(super) unanswered: BTreeMap<u16, u64>,
 }
 
 /// What a pass over a table found besides.
 #[derive(Debug, Default)]
 struct Pass {
     freed: u32,
+    unanswered: u64,
     /// Established flows whose backend was silent for too long.
     silent: Vec<(u16, Claim)>,
     claiming: Vec<(u16, Claim)>,
@@ -81,6 +84,7 @@ impl DataPlane {
             let (line, pass) = pass(table, now_ns, idle_ns);
             report.census.insert(number, line);
             report.ports_freed += pass.freed;
+            *self.sweeper.unanswered.entry(number).or_default() += pass.unanswered;
             for (port, claim) in pass.silent {
                 let service = self.actual.backends.get(&number).map_or(0, |backend| backend.service);
                 report.idle_ended += u32::from(end_idle(
@@ -161,7 +165,9 @@ fn pass(table: &PortTable, now_ns: u64, idle_ns: u64) -> (BackendCensus, Pass) {
                 pass.silent.push((port, claim));
             }
         } else if rest_ns(claim).is_some_and(|rest| silent_ns() > rest) {
-            pass.freed += u32::from(table.free(port, claim));
+            let freed = table.free(port, claim);
+            pass.freed += u32::from(freed);
+            pass.unanswered += u64::from(freed && claim.is(State::HalfOpen) && !claim.has(SYN_ACKED));
         }
     }
     (line, pass)

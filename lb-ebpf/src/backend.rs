@@ -15,7 +15,7 @@ use crate::{
     lookup::{forward_entry, record},
     maps::{BACKENDS, SERVICES},
     nat::{self, End},
-    reset, signal, suspect,
+    reset, signal,
 };
 
 #[inline(always)]
@@ -50,11 +50,11 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let step = what_it_says(segment, flow, record, claim);
     if step == claim::RESET && claim.is(State::HalfOpen) && !claim.has(claim::SYN_ACKED) {
         count::backend(number, |counters| counters.refused += 1);
-        suspect::refused(number);
+        signal::answer(number, 0);
     }
     if step & claim::SYN_ACKED != 0 && !claim.has(claim::SYN_ACKED) {
         // Until now `last_seen` is when the SYN claimed the slot.
-        signal::handshake(number, record.last_seen);
+        signal::answer(number, record.last_seen);
     }
     record.last_seen = clock::coarse();
     life::step(&key, flow, record, claim, step | claim::BY_BACKEND);

@@ -11,7 +11,7 @@ use lb_common::{
 use crate::{
     atomic, clock, count,
     maps::{FLOWS, HALF_OPEN},
-    signal, suspect,
+    signal,
 };
 
 /// How often a claim is tried again when another CPU changed it first: each try loses only to a change that was made,
@@ -42,14 +42,13 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         }
         return;
     };
+    let Some((news, before, after, step)) = signal::news(before, after, step) else { return };
+    let mut kind = 0;
     if before.is(State::HalfOpen) && after.is(State::Established) {
         let _gone_already = HALF_OPEN.remove(key);
         count::load(flow.backend, key.service, 1);
         count::count(Counter::FlowEstablished);
-        signal::event(key, flow, now, EVENT_ESTABLISHED, after, step);
-    }
-    if before.is(State::Established) && is_end_by_backend(before, step) {
-        suspect::ended(flow.backend);
+        kind = EVENT_ESTABLISHED;
     }
     if before.is(State::Established) && after.is(State::Closed) {
         // In `half_open` the connection's last packets still find it.
@@ -57,14 +56,27 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         let _gone_already = FLOWS.remove(key);
         count::load(flow.backend, key.service, -1);
         count::count(Counter::FlowClosed);
-        count_reset(flow.backend, step);
-        signal::event(key, flow, flow.established, EVENT_CLOSED, after, step);
+        kind = EVENT_CLOSED;
     } else if step & FINS != 0
         && let Some(entry) = FLOWS.get_ptr_mut(key)
     {
         // From here on every packet of the flow leaves the established path.
         // SAFETY: a live map value.
         unsafe { (*entry).flags |= FLOW_CLOSING };
+    }
+    let by_backend = before.is(State::Established) && is_end_by_backend(before, step);
+    if kind != 0 || by_backend {
+        // SAFETY: both are valid, and addresses are aligned to 4.
+        unsafe { signal::put_address(&raw mut news.key.client, &raw const key.client) };
+        news.key.port = key.port;
+        news.key.service = key.service;
+        news.nat_port = flow.nat_port;
+        news.backend = flow.backend;
+        news.generation = flow.generation;
+        news.established = if kind == EVENT_ESTABLISHED { now } else { flow.established };
+        news.kind = kind;
+        news.by_backend = by_backend as u16;
+        signal::tell();
     }
 }
 
@@ -80,21 +92,6 @@ fn is_end_by_backend(before: Claim, step: u64) -> bool {
     step & claim::BY_BACKEND != 0
         && step & (claim::RESET | claim::BACKEND_FIN) != 0
         && before.0 & (claim::CLIENT_FIN | claim::BACKEND_FIN) == 0
-}
-
-#[inline(always)]
-fn count_reset(backend: u16, step: u64) {
-    if step & claim::RESET == 0 {
-        return;
-    }
-    let by_backend = step & claim::BY_BACKEND != 0;
-    count::backend(backend, |counters| {
-        if by_backend {
-            counters.reset_by_backend += 1;
-        } else {
-            counters.reset_by_client += 1;
-        }
-    });
 }
 
 #[inline(always)]

@@ -8,14 +8,14 @@ use aya_ebpf::{
 use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, EVENTS_LEN, Filter, Flow, FlowEvent, FlowKey, Handshakes, Interface,
-        LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS,
-        Maglev, PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Signal,
-        Suspect, VipClaim, VipOnInterface,
+        self, AllowData, Backend, EVENTS_LEN, Filter, Flow, FlowKey, Handshakes, Interface, LOAD_SLOTS,
+        Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev,
+        PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Suspect,
+        VipClaim, VipOnInterface,
     },
 };
 
-use crate::handover::Handover;
+use crate::{handover::Handover, signal::News};
 
 /// The agent maps these into its memory.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -59,10 +59,11 @@ pub static LEASE: Array<Lease, 1> = Array::new();
 pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map(name = "backend_counters")]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, MAX_BACKENDS> = PerCpuArray::new();
+// No value type: libbpf takes one for a contradiction to the value size of 0 that a ring buffer has.
 #[btf_map(name = "signals")]
-pub static SIGNALS: RingBuf<Signal, SIGNALS_LEN> = RingBuf::new();
+pub static SIGNALS: RingBuf<(), SIGNALS_LEN> = RingBuf::new();
 #[btf_map(name = "events")]
-pub static EVENTS: RingBuf<FlowEvent, EVENTS_LEN> = RingBuf::new();
+pub static EVENTS: RingBuf<(), EVENTS_LEN> = RingBuf::new();
 #[btf_map(name = "suspects")]
 pub static SUSPECTS: Array<Suspect, SUSPECT_SLOTS> = Array::new();
 #[btf_map(name = "handshakes")]
@@ -72,6 +73,9 @@ pub static PROGRAMS: ProgramArray<8> = ProgramArray::new();
 
 #[btf_map(name = "handover")]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
+
+#[btf_map(name = "news")]
+pub static NEWS: PerCpuArray<News, 1> = PerCpuArray::new();
 
 /// The NAT ports of one backend.
 pub type PortTable = Array<Record, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;

@@ -6,8 +6,8 @@ use lb_common::{
     counters::Counter,
     hash,
     maps::{
-        ALLOW_SERVICE_BITS, AllowData, BACKEND_USED, Backend, Flow, FlowKey, MAGLEV_SLOTS, MAX_BACKENDS,
-        SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DROP, Service,
+        ALLOW_SERVICE_BITS, AllowData, BACKEND_USED, Backend, Flow, FlowKey, MAGLEV_SLOTS, SERVICE_AFFINITY,
+        SERVICE_ALLOW, SERVICE_DROP, Service,
     },
 };
 
@@ -16,7 +16,7 @@ use crate::{
     established::count_in,
     frame::ingress,
     handover, log,
-    maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, MAGLEV, SERVICES},
+    maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, SERVICES},
     nat::{self, End},
     port, reset, signal, suspect,
 };
@@ -112,7 +112,7 @@ fn has_room() -> bool {
     }
 }
 
-/// The backend that the service's Maglev table has for this client.
+/// The backend that the service's Maglev table has for this client, or the next one's if that is suspect.
 #[inline(always)]
 fn choose(service: &Service, key: &FlowKey, hash: u64, now: u64) -> Option<(u16, &'static Backend)> {
     let hash = if service.flags & SERVICE_AFFINITY != 0 {
@@ -120,13 +120,7 @@ fn choose(service: &Service, key: &FlowKey, hash: u64, now: u64) -> Option<(u16,
     } else {
         hash
     };
-    let slot = hash::slot(hash, MAGLEV_SLOTS);
-    let table = MAGLEV.get_value(key.service as u32, &0)?;
-    let first = *table.slots.get(slot as usize)?;
-    let number = if suspect::is(first, now) { suspect::pass_over(key.service, slot, first, now) } else { first };
-    if number as usize >= MAX_BACKENDS {
-        return None;
-    }
+    let number = suspect::pass_over(key.service, hash::slot(hash, MAGLEV_SLOTS), now);
     let backend = BACKENDS.get(number as u32)?;
     let ours = backend.flags & BACKEND_USED != 0 && backend.service == key.service;
     if ours { Some((number, backend)) } else { None }

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated;
 use lb_common::{
     counters::Counter,
-    maps::{ENDED_TOGETHER_NS, MAGLEV_SLOTS, SIGNAL_ENDED, SIGNAL_REFUSED, SUSPECT_NS},
+    maps::{ENDED_TOGETHER_NS, MAGLEV_SLOTS, NO_BACKEND, SIGNAL_ENDED, SIGNAL_REFUSED, SUSPECT_NS},
 };
 
 use crate::{
@@ -24,17 +24,14 @@ pub fn is(number: u16, now: u64) -> bool {
     SUSPECTS.get(number as u32).is_some_and(|suspect| now < suspect.until)
 }
 
-/// The backend of the next Maglev slot whose backend is no suspect; `first` if there is none.
+/// The backend of a Maglev slot, or of the next one whose backend is no suspect; the first slot's if all are.
 #[inline(always)]
-pub fn pass_over(service: u16, slot: u32, first: u16, now: u64) -> u16 {
-    let mut search = Search { now, slot, service, found: first };
+pub fn pass_over(service: u16, slot: u32, now: u64) -> u16 {
+    let mut search = Search { now, slot, service, first: NO_BACKEND, found: NO_BACKEND };
     let raw: *mut Search = &mut search;
     // SAFETY: the helper calls `attempt` with `search`, which outlives the call.
     unsafe { generated::bpf_loop(TRIES, attempt as *mut c_void, raw.cast(), 0) };
-    if search.found != first {
-        count::count(Counter::SuspectPassedOver);
-    }
-    search.found
+    if search.found == NO_BACKEND { search.first } else { search.found }
 }
 
 /// A backend refused a handshake.
@@ -72,20 +69,30 @@ struct Search {
     now: u64,
     slot: u32,
     service: u16,
+    first: u16,
     found: u16,
 }
 
-/// One slot; returns 1 to end the loop.
-extern "C" fn attempt(_number: u32, search: *mut c_void) -> i64 {
+/// One slot; returns 1 to end the loop. By `bpf_loop`, so that the verifier reads it once.
+extern "C" fn attempt(tried: u32, search: *mut c_void) -> i64 {
     // SAFETY: `pass_over` passes a pointer to its `Search`, to which nothing else refers during the call.
     let search = unsafe { &mut *search.cast::<Search>() };
-    let next = search.slot + 1;
-    search.slot = if next < MAGLEV_SLOTS { next } else { 0 };
     let Some(table) = MAGLEV.get_value(search.service as u32, &0) else { return 1 };
     let Some(&number) = table.slots.get(search.slot as usize) else { return 1 };
-    if is(number, search.now) {
-        return 0;
+    if tried == 0 {
+        search.first = number;
     }
-    search.found = number;
-    1
+    if number == NO_BACKEND {
+        return 1;
+    }
+    if !is(number, search.now) {
+        if number != search.first {
+            count::count(Counter::SuspectPassedOver);
+        }
+        search.found = number;
+        return 1;
+    }
+    let next = search.slot + 1;
+    search.slot = if next < MAGLEV_SLOTS { next } else { 0 };
+    0
 }

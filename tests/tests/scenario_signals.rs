@@ -323,7 +323,8 @@ fn jumbo_frames_pass_in_native_mode() {
     let scene = scene("jumbo", Some(9000), |_| "xdp_mode = \"native\"\n".into());
     assert_eq!(scene.balancer.status().unwrap()["interfaces"][0]["xdp_mode"], "native");
     let mut stream = connect(&scene.client);
-    let sent: Vec<u8> = (0..4_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let sent: Vec<u8> =
+        (0..4_000_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let capture = RawSocket::open(&scene.client).unwrap();
     let mut writer = stream.try_clone().unwrap();
     let begun = Instant::now();

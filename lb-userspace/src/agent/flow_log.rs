@@ -171,7 +171,10 @@ impl Writer {
 fn open(path: &Path) -> Result<File, String> {
     let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
     opened.map_err(|error: io::Error| {
-        format!("flow_log: cannot open {} to append to it: {error}; does its directory exist?", path.display())
+        format!(
+            "flow_log: cannot open {} to append to it: {error}; does its directory exist?",
+            path.display()
+        )
     })
 }
 

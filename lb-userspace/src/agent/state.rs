@@ -14,8 +14,8 @@ use lb_core::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Options, attach::Attachments, files::Loaded, fit, lock::Locks, notify::Notifier, report::Reloaded, told::Told,
-    world,
+    Options, attach::Attachments, files::Loaded, fit, lock::Locks, notify::Notifier, report::Reloaded,
+    told::Told, world,
 };
 use crate::{
     api::SocketFile,

@@ -82,7 +82,10 @@ impl Agent {
             match signal.kind {
                 SIGNAL_REFUSED | SIGNAL_ENDED => self.on_suspect(signal),
                 SIGNAL_TABLE_FULL if is_due(&mut self.told.full, FULL_PACE) => {
-                    warn!(max_flows = self.config.max_flows, "the flow table is full: new connections are reset");
+                    warn!(
+                        max_flows = self.config.max_flows,
+                        "the flow table is full: new connections are reset"
+                    );
                 }
                 SIGNAL_VIP_CONFLICT => self.on_vip_conflict(signal.address, signal.mac),
                 _ => {}
@@ -107,8 +110,7 @@ impl Agent {
 
     fn on_suspect(&mut self, signal: &Signal) {
         let Some(place) = self.plane.place_of(signal.backend) else { return };
-        let key =
-            BackendKey { vip: place.service.ip(), port: place.service.port(), address: place.backend };
+        let key = BackendKey { vip: place.service.ip(), port: place.service.port(), address: place.backend };
         if signal.kind == SIGNAL_ENDED {
             self.checks.suspected(&key);
         } else if let Some(changed) = self.checks.refused(&key) {

@@ -232,7 +232,8 @@ fn backends(page: &mut Page, figures: &Figures) {
     page.family("backend_resets_total", "counter", "Established flows of the backend that a RST ended.");
     for (service, backend, figures) in all() {
         let counters = &figures.counters;
-        for (reason, value) in [("backend", counters.reset_by_backend), ("client", counters.reset_by_client)] {
+        for (reason, value) in [("backend", counters.reset_by_backend), ("client", counters.reset_by_client)]
+        {
             let labels = [("service", service), ("backend", backend.name.as_str()), ("reason", reason)];
             page.sample("backend_resets_total", &labels, value);
         }

@@ -45,7 +45,14 @@ fn figures() -> Figures {
         },
         half_open: 2,
         log_lines_lost: 6,
-        counters: Counters { events_lost: 8, vip_conflict: 1, fragment: 5, flow_new: 9, closed_port: 4, ..Counters::default() },
+        counters: Counters {
+            events_lost: 8,
+            vip_conflict: 1,
+            fragment: 5,
+            flow_new: 9,
+            closed_port: 4,
+            ..Counters::default()
+        },
         backends: vec![vec![BackendFigures {
             up: true,
             counters: BackendCounters {
@@ -55,7 +62,10 @@ fn figures() -> Figures {
                 reset_by_client: 4,
                 ..BackendCounters::default()
             },
-            handshakes: Handshakes { buckets: [1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5], sum: 7_500_000_000 },
+            handshakes: Handshakes {
+                buckets: [1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5],
+                sum: 7_500_000_000,
+            },
             unanswered: 3,
             nat_ports: 9,
             checks,

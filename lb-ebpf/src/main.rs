@@ -17,6 +17,8 @@
 
 mod atomic;
 mod backend;
+#[cfg(feature = "bench")]
+mod bench;
 mod client;
 mod clock;
 mod count;
@@ -81,6 +83,13 @@ fn other(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
+}
+
+/// Writes a packet anew and hands it to the program that is measured.
+#[cfg(feature = "bench")]
+#[xdp(frags)]
+fn bench(ctx: XdpContext) -> u32 {
+    finish(&ctx, bench::handle(&ctx))
 }
 
 #[inline(always)]

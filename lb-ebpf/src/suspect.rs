@@ -10,7 +10,7 @@ use lb_common::{
 
 use crate::{
     clock, count,
-    maps::{MAGLEV, SUSPECTS},
+    maps::{SUSPECTS, maglev},
     signal,
 };
 
@@ -77,7 +77,7 @@ struct Search {
 extern "C" fn attempt(tried: u32, search: *mut c_void) -> i64 {
     // SAFETY: `pass_over` passes a pointer to its `Search`, to which nothing else refers during the call.
     let search = unsafe { &mut *search.cast::<Search>() };
-    let Some(table) = MAGLEV.get_value(search.service as u32, &0) else { return 1 };
+    let Some(table) = maglev(search.service) else { return 1 };
     let Some(&number) = table.slots.get(search.slot as usize) else { return 1 };
     if tried == 0 {
         search.first = number;

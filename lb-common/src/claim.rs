@@ -44,6 +44,12 @@ pub const BACKEND_FIN_ACKED: u64 = 1 << 12;
 /// The client's FIN came before the backend's, or a RST ended the flow: no TIME_WAIT at the backend bars the port.
 pub const FREE_AT_ONCE: u64 = 1 << 13;
 
+/// The balancer ended the flow, neither of its ends did: whatever either of them still says is answered with a RST. The
+/// backend may hold the connection yet, so the port rests like one in TIME_WAIT.
+pub const ENDED: u64 = 1 << 14;
+/// The agent tells, or has told, both ends that the balancer ended the flow.
+pub const TOLD: u64 = 1 << 15;
+
 /// A step only, never in a claim: the client acknowledged exactly the backend's SYN-ACK.
 pub const HANDSHAKE_DONE: u64 = 1 << 16;
 /// A step only, never in a claim: a RST that its receiver accepts.
@@ -128,8 +134,13 @@ impl Claim {
     ///   set by the first FIN if it is the client's: then the client holds TIME_WAIT, and the backend takes a new SYN on
     ///   the same ports at once.
     /// * A RST closes at once, and leaves no state at either end.
+    /// * What the balancer ends is closed at once, but its port is not free: no end has agreed.
     #[inline(always)]
     pub const fn after(self, step: u64) -> Self {
+        if step & ENDED != 0 {
+            let over = self.is(State::Closed) || !self.is_live();
+            return if over { self } else { Self(self.0 & !FREE_AT_ONCE).to(State::Closed).with(ENDED) };
+        }
         if step & RESET != 0 {
             return self.to(State::Closed).with(FREE_AT_ONCE);
         }
@@ -201,6 +212,17 @@ mod tests {
         assert!(at_once.is(State::Established) && at_once.has(CLIENT_FIN | FREE_AT_ONCE));
         let closed = ESTABLISHED.after(RESET);
         assert_eq!(closed.after(HANDSHAKE_DONE | SYN_ACKED | CLIENT_FIN).state(), State::Closed as u8);
+    }
+
+    #[test]
+    fn what_the_balancer_ends_keeps_its_port() {
+        let ended = ESTABLISHED.after(CLIENT_FIN).after(ENDED);
+        assert!(ended.is(State::Closed) && ended.has(ENDED) && !ended.has(FREE_AT_ONCE));
+        assert!(Claim::new(State::HalfOpen, 7).after(ENDED).is(State::Closed));
+        let closed = ESTABLISHED.after(RESET);
+        assert_eq!(closed.after(ENDED), closed, "it was over before");
+        assert_eq!(Claim::new(State::Free, 7).after(ENDED), Claim::new(State::Free, 7));
+        assert_eq!(ended.next_owner(), Claim::new(State::Claiming, 8));
     }
 
     #[test]

@@ -9,5 +9,8 @@ pub mod config;
 pub mod desired;
 pub mod health;
 pub mod maglev;
+pub mod rebalance;
 pub mod reconcile;
+pub mod resets;
 pub mod seed;
+pub mod segment;

@@ -33,21 +33,19 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     }
     // SAFETY: a live map value; only what backends' packets write is written, or the claim, atomically.
     let record = unsafe { &mut *record };
-    if record.epoch != backend.epoch || backend.flags & BACKEND_USED == 0 {
-        if segment.any(tcp::RST) {
-            return Err(Counter::UnknownRst);
-        }
-        return reset::answer(ctx, Counter::FlowReset);
+    let ended = record.epoch != backend.epoch || backend.flags & BACKEND_USED == 0 || claim.has(claim::ENDED);
+    if ended && segment.any(tcp::RST) {
+        return Err(Counter::UnknownRst);
     }
     let key = FlowKey { client: record.client, port: record.client_port, service: backend.service };
     // The forward entry also tells whether the identity that was just read is of the claim's owner.
-    let Some(flow) = forward_entry(&key) else { return unknown(ctx, segment) };
+    let Some(flow) = forward_entry(&key) else { return ended_or_unknown(ctx, segment, ended) };
     // SAFETY: a live map value; only read here.
     let flow: &Flow = unsafe { &*flow };
     if flow.generation != claim.generation() || flow.backend != number {
-        return unknown(ctx, segment);
+        return ended_or_unknown(ctx, segment, ended);
     }
-    let step = what_it_says(segment, flow, record, claim);
+    let step = if ended { claim::ENDED } else { what_it_says(segment, flow, record, claim) };
     if step == claim::RESET && claim.is(State::HalfOpen) && !claim.has(claim::SYN_ACKED) {
         count::backend(number, |counters| counters.refused += 1);
         signal::answer(number, 0);
@@ -58,6 +56,9 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     }
     record.last_seen = clock::coarse();
     life::step(&key, flow, record, claim, step | claim::BY_BACKEND);
+    if ended {
+        return reset::answer(ctx, Counter::FlowReset);
+    }
     let (ifindex, mac) = (record.ifindex, record.client_mac);
     if link.tags != [record.outer_tag, record.inner_tag] {
         return Err(Counter::Vlan);
@@ -113,6 +114,12 @@ fn what_it_says(segment: &Segment, flow: &Flow, record: &mut Record, claim: Clai
         record.edge = segment.seq_end();
     }
     step
+}
+
+/// A packet whose flow was ended, and whose client may have begun another; or whose connection is not known.
+#[inline(always)]
+fn ended_or_unknown(ctx: &XdpContext, segment: &Segment, ended: bool) -> Outcome {
+    if ended { reset::answer(ctx, Counter::FlowReset) } else { unknown(ctx, segment) }
 }
 
 /// A packet for a connection that is not known: a RST ends the backend's half of it.

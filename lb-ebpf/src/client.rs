@@ -30,6 +30,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         let flow = unsafe { &mut *flow };
         if let Some((record, claim, backend)) = record_of(&key, flow) {
             if packet.segment.is_syn() && claim.is(State::Closed) {
+                // One that the agent ended may still be there, and would hide the new one.
+                let _gone_already = FLOWS.remove(key);
                 return tail_call(ctx, program::NEW_INDEX);
             }
             // SAFETY: a live map value; only what clients' packets write is written, or the claim, atomically.
@@ -61,14 +63,15 @@ fn known(
     backend: &Backend,
 ) -> Outcome {
     let segment = &packet.segment;
-    if flow.epoch != backend.epoch {
+    let ended = flow.epoch != backend.epoch || claim.has(claim::ENDED);
+    let mut step = 0;
+    if ended {
         if segment.any(tcp::RST) {
             return Err(Counter::UnknownRst);
         }
-        return reset::answer(ctx, Counter::FlowReset);
-    }
-    let mut step = 0;
-    if segment.any(tcp::RST) {
+        step = claim::ENDED;
+        record.last_seen = clock::coarse();
+    } else if segment.any(tcp::RST) {
         if segment.seq == record.last_ack || segment.seq == flow.edge {
             step = claim::RESET;
         } else {
@@ -97,6 +100,14 @@ fn known(
     }
     flow.last_seen = clock::coarse();
     life::step(key, flow, record, claim, step);
+    if ended {
+        // A client that begins anew is not made to wait.
+        return if segment.is_syn() {
+            tail_call(ctx, program::NEW_INDEX)
+        } else {
+            reset::answer(ctx, Counter::FlowReset)
+        };
+    }
     if link.tags != backend.hop.tags {
         return Err(Counter::Vlan);
     }

@@ -55,7 +55,9 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         let _an_lru_makes_room = HALF_OPEN.insert(key, flow, 0);
         let _gone_already = FLOWS.remove(key);
         count::load(flow.backend, key.service, -1);
-        count::count(Counter::FlowClosed);
+        if !after.has(claim::ENDED) {
+            count::count(Counter::FlowClosed);
+        }
         kind = EVENT_CLOSED;
     } else if step & FINS != 0
         && let Some(entry) = FLOWS.get_ptr_mut(key)

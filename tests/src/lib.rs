@@ -21,6 +21,7 @@ pub mod echo;
 pub mod etcd;
 pub mod fleet;
 pub mod frames;
+pub mod held;
 pub mod host;
 pub mod https;
 pub mod lab;

@@ -275,12 +275,61 @@ fn a_raised_epoch_resets_both_ends() {
     program.set_backend(3, raised);
     let (ran, counters) = run(&mut program, &client(ACK).numbers(1001, 5001).payload(3).build(), "client");
     assert_eq!((ran.action, counters, reset_of(&ran.frame)), (TX, vec!["flow_reset"], (5001, None)));
+    over(&mut program);
     let (ran, counters) = run(&mut program, &backend(ACK).numbers(5001, 1001).payload(3).build(), "backend");
     assert_eq!((ran.action, counters, reset_of(&ran.frame)), (TX, vec!["flow_reset"], (1001, None)));
     assert_eq!(
         run(&mut program, &backend(RST).numbers(5001, 0).build(), "no RST answers a RST").0.action,
         DROP
     );
+
+    // The backend first.
+    let mut program = setup();
+    handshake(&mut program);
+    program.set_backend(3, raised);
+    let (ran, _) = run(&mut program, &backend(ACK).numbers(5001, 1001).build(), "backend");
+    assert_eq!((ran.action, reset_of(&ran.frame)), (TX, (1001, None)));
+    over(&mut program);
+    let (ran, _) = run(&mut program, &client(ACK).numbers(1001, 5001).build(), "client");
+    assert_eq!((ran.action, reset_of(&ran.frame)), (TX, (5001, None)));
+}
+
+/// The flow does not count any more, and its port is not free yet.
+fn over(program: &mut Program) {
+    let claim = program.record(3, CLIENT.1).claim();
+    assert!(claim.is(State::Closed) && claim.has(claim::ENDED) && !claim.has(claim::FREE_AT_ONCE));
+    for slot in [load_of_backend(3), load_of_service(0), LOAD_TOTAL] {
+        assert_eq!(program.load_of(slot), 0, "load {slot}");
+    }
+    assert!(program.flow(&key()).is_none() && program.half_open(&key()).is_some());
+}
+
+#[test]
+fn a_flow_that_the_agent_ended_is_reset_and_a_syn_begins_anew() {
+    for raise in [false, true] {
+        let mut program = setup();
+        handshake(&mut program);
+        if raise {
+            let mut backend = program.get_backend(3);
+            backend.epoch += 1;
+            program.set_backend(3, backend);
+        } else {
+            let mut record = program.record(3, CLIENT.1);
+            record.claim = record.claim().after(claim::ENDED).0;
+            program.set_record(3, CLIENT.1, record);
+            let (ran, counters) = run(&mut program, &backend(ACK).numbers(5001, 1001).build(), "backend");
+            assert_eq!((counters, reset_of(&ran.frame)), (vec!["flow_reset"], (1001, None)));
+        }
+        // The forward entry is still in `flows`.
+        assert!(program.flow(&key()).is_some());
+        let (ran, counters) = run(&mut program, &client(SYN).numbers(9000, 0).build(), "SYN");
+        assert_eq!((ran.action, counters), (TX, vec!["flow_new"]), "raised: {raise}");
+        assert!(program.flow(&key()).is_none(), "the old entry does not hide the new one");
+        let new = program.half_open(&key()).expect("a new flow");
+        assert_ne!(new.nat_port.get(), CLIENT.1, "the old port rests");
+        let record = program.record(3, new.nat_port.get());
+        assert!(record.claim().is(State::HalfOpen) && record.epoch == program.get_backend(3).epoch);
+    }
 }
 
 #[test]

@@ -249,7 +249,6 @@ fn what_this_release_lacks_is_refused_by_name() {
     for (from, to, word) in [
         ("\"maglev\"", "\"bounded\"", "bounded"),
         ("\"maglev\"", "\"least-conn\"", "least-conn"),
-        ("\"keep\"", "\"reset\"", "on_backend_down"),
         ("kind = \"tcp\"", "kind = \"etcd\"", "etcd"),
         ("port = 2379", "port = 2379\nmode = \"dsr\"", "dsr"),
         ("port = 2379", "port = 2379\nmax_flows_per_client = 5", "max_flows_per_client"),

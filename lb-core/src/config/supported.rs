@@ -2,7 +2,7 @@
 //! here, so that nothing is ever silently ignored. Whoever builds a missing piece deletes its lines.
 
 use super::diagnostic::Sink;
-use super::model::{Algorithm, Backend, Config, HealthKind, Mode, OnBackendDown, Service};
+use super::model::{Algorithm, Backend, Config, HealthKind, Mode, Service};
 use super::place::{Document, Step};
 use super::schema::{HEALTH, SERVICE, Schema};
 
@@ -16,9 +16,8 @@ pub(super) struct OtherDefault {
     default: &'static str,
 }
 
-static OTHER_DEFAULTS: [OtherDefault; 3] = [
+static OTHER_DEFAULTS: [OtherDefault; 2] = [
     OtherDefault { schema: &SERVICE, key: "algorithm", toml: "\"maglev\"", default: "\"bounded\"" },
-    OtherDefault { schema: &SERVICE, key: "on_backend_down", toml: "\"keep\"", default: "\"reset\"" },
     OtherDefault { schema: &HEALTH, key: "kind", toml: "\"http\"", default: "\"etcd\"" },
 ];
 
@@ -97,10 +96,6 @@ fn refuse_in_service(service: &Service, not_yet: &dyn Fn(&str, &str, &str)) {
     }
     if service.algorithm != Algorithm::Maglev {
         not_yet("algorithm", &format!("`algorithm = \"{}\"`", service.algorithm), r#"write "maglev""#);
-    }
-    if service.on_backend_down == OnBackendDown::Reset {
-        let fix = r#"write "keep": a down backend's flows are left to their clients"#;
-        not_yet("on_backend_down", "`on_backend_down = \"reset\"`", fix);
     }
     if service.max_flows_per_client != 0 {
         let what = format!("`max_flows_per_client = {}`", service.max_flows_per_client);

@@ -19,6 +19,8 @@ impl Agent {
             Command::Metrics(reply) => drop(reply.send(self.metrics())),
             Command::Flows(query, reply) => drop(reply.send(self.flows(&query))),
             Command::Drain(request, draining, reply) => drop(reply.send(self.drain(&request, draining))),
+            Command::Reset(request, reply) => drop(reply.send(self.reset(&request))),
+            Command::Rebalance(dry_run, reply) => drop(reply.send(self.rebalance(dry_run))),
             Command::Reload(reply) => drop(reply.send(self.reload().await)),
             Command::Ready(reply) => drop(reply.send(self.readiness())),
         }
@@ -55,7 +57,10 @@ impl Agent {
     }
 
     /// Each backend with this name or address, in every service or in the one named.
-    fn find_backends(&self, request: &DrainRequest) -> Result<Vec<(BackendKey, String, String)>, String> {
+    pub(super) fn find_backends(
+        &self,
+        request: &DrainRequest,
+    ) -> Result<Vec<(BackendKey, String, String)>, String> {
         let wanted = request.service.as_deref();
         let services: Vec<_> = self
             .config

@@ -184,6 +184,8 @@ impl Agent {
         }
         if self.unreconciled && self.serving {
             self.reconcile();
+        } else if self.serving {
+            self.reset_due();
         }
         if self.announcements > 0 {
             self.announcements -= 1;
@@ -220,6 +222,7 @@ impl Agent {
             Ok(()) => {
                 self.unreconciled = false;
                 self.announce_if_moved();
+                self.reset_due();
             }
             Err(error) => {
                 error!(%error, "the maps could not be brought up to date; trying again");

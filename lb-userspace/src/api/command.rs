@@ -18,6 +18,10 @@ pub enum Command {
     Flows(FlowQuery, oneshot::Sender<Result<FlowList, String>>),
     /// Begin or end draining.
     Drain(DrainRequest, Draining, oneshot::Sender<Result<DrainAnswer, String>>),
+    /// Reset flows.
+    Reset(ResetRequest, oneshot::Sender<Result<ResetAnswer, String>>),
+    /// Reset flows of backends that have too many; or only tell which (true).
+    Rebalance(bool, oneshot::Sender<RebalanceAnswer>),
     /// Apply the config file.
     Reload(oneshot::Sender<Result<ReloadAnswer, String>>),
     /// Whether traffic is served.
@@ -91,6 +95,60 @@ pub struct DrainedBackend {
     pub flows: u64,
     /// Whether this request changed anything.
     pub changed: bool,
+}
+
+/// Whose flows to reset: exactly one is set.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResetRequest {
+    /// A backend's name, or its address `IP:port`; in every service that holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// A client's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
+}
+
+/// What a reset did.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ResetAnswer {
+    /// Established flows that were reset.
+    pub flows: u64,
+}
+
+/// Whether to rebalance, or only to tell what that would do.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RebalanceRequest {
+    /// Reset nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a rebalance did, or would do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RebalanceAnswer {
+    /// Nothing was reset.
+    pub dry_run: bool,
+    /// Each backend of each service, in the config's order.
+    pub backends: Vec<RebalancedBackend>,
+}
+
+/// A backend of a service, rebalanced.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RebalancedBackend {
+    /// The service.
+    pub service: String,
+    /// The backend's name.
+    pub backend: String,
+    /// Its address.
+    pub address: String,
+    /// Established flows it had.
+    pub flows: u64,
+    /// Flows it should have at most; absent if it takes no new flows, and is therefore left alone.
+    pub bound: Option<u64>,
+    /// Flows that were, or would be, reset.
+    pub reset: u64,
 }
 
 /// What a reload did.

@@ -19,7 +19,9 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
-use super::command::{Command, Commands, DrainRequest, Draining, FlowQuery, Gone};
+use super::command::{
+    Command, Commands, DrainRequest, Draining, FlowQuery, Gone, RebalanceRequest, ResetRequest,
+};
 
 /// An agent that does not answer for this long is not well: what probes of a kubelet or Prometheus wait at most.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -31,6 +33,8 @@ pub fn socket_router(commands: Commands) -> Router {
         .route("/flows", get(flows))
         .route("/drain", post(drain))
         .route("/undrain", post(undrain))
+        .route("/reset", post(reset))
+        .route("/rebalance", post(rebalance))
         .route("/reload", post(reload))
         .fallback(nothing_here)
         .with_state(commands)
@@ -161,6 +165,24 @@ async fn set_draining(
     let answer =
         commands.ask(|reply| Command::Drain(request, draining, reply)).await.map_err(Refusal::from)?;
     answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn reset(
+    State(commands): State<Commands>,
+    request: Result<Json<ResetRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
+    let Json(request) = request.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+    let answer = commands.ask(|reply| Command::Reset(request, reply)).await.map_err(Refusal::from)?;
+    answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn rebalance(
+    State(commands): State<Commands>,
+    request: Result<Json<RebalanceRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
+    let Json(request) = request.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+    let answer = commands.ask(|reply| Command::Rebalance(request.dry_run, reply)).await;
+    answer.map(Json).map_err(Refusal::from)
 }
 
 async fn reload(State(commands): State<Commands>) -> Answer<impl Serialize> {

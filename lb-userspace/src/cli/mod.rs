@@ -5,7 +5,9 @@ mod completions;
 mod detach;
 mod drain;
 mod flows;
+mod rebalance;
 mod reload;
+mod reset;
 mod run;
 mod status;
 mod table;
@@ -42,6 +44,8 @@ enum Command {
     Flows(flows::Flows),
     Drain(drain::Drain),
     Undrain(drain::Undrain),
+    Reset(reset::Reset),
+    Rebalance(rebalance::Rebalance),
     Reload(reload::Reload),
     Detach(detach::Detach),
     Completions(completions::Completions),
@@ -61,6 +65,8 @@ impl Cli {
             Command::Flows(flows) => flows.run(&socket()),
             Command::Drain(drain) => drain.run(&socket()),
             Command::Undrain(undrain) => undrain.run(&socket()),
+            Command::Reset(reset) => reset.run(&socket()),
+            Command::Rebalance(rebalance) => rebalance.run(&socket()),
             Command::Reload(reload) => reload.run(&socket()),
             Command::Detach(detach) => detach.run(),
             Command::Completions(completions) => {

@@ -87,7 +87,7 @@ impl DataPlane {
         found
     }
 
-    fn owner(&self, number: u16) -> Option<(&Backend, &Service)> {
+    pub(super) fn owner(&self, number: u16) -> Option<(&Backend, &Service)> {
         let backend = self.actual.backends.get(&number)?;
         Some((backend, self.actual.services.get(&backend.service)?))
     }

@@ -1,9 +1,14 @@
 //! Backends whose flows are to end: those that the operator drains, and those that left the config.
 //!
-//! Their flows go on until `drain_timeout` is over. Then the epoch is raised, so that the data plane resets each flow on
-//! its next packet. A backend that left is given up once it has no flow, or a little after the epoch was raised.
+//! Their flows go on until `drain_timeout` is over. Then the epoch is raised, which ends them (see [`super::resets`]). A
+//! backend that left is given up once it has no flow and both ends of those that it had were told.
 
-use std::{collections::BTreeMap, mem::offset_of, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::offset_of,
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
 use lb_common::maps::{BACKEND_DRAINED, BACKEND_LEAVING, Backend};
 use lb_core::reconcile::{Actual, Desired};
@@ -13,7 +18,7 @@ use super::{address_of, census::Census, maps::Maps};
 
 /// `drain_timeout`'s default, for a backend of a service that no config of this process named.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
-/// From the raised epoch to giving up the number: time for a packet of every flow that still speaks.
+/// From the raised epoch to giving up the number of a backend that still has half-open flows: time for a packet of each.
 const RESET_TIME_NS: u64 = 3_000_000_000;
 
 /// Since when backends leave.
@@ -28,21 +33,32 @@ struct Farewell {
     reset: bool,
 }
 
+/// What became due.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    /// Backends whose epoch was raised.
+    pub(super) raised: Vec<u16>,
+    /// Backends that have left for good.
+    pub(super) left: Vec<u16>,
+}
+
 impl Leaving {
-    /// Raises the epochs that are due, and names the backends that have left for good.
+    /// Raises the epochs that are due, and names the backends that have left for good: none of those that
+    /// `are_being_told`.
     pub(super) fn step(
         &mut self,
         maps: &Maps,
         actual: &mut Actual,
         desired: Option<&Desired>,
         census: &Census,
+        are_being_told: &BTreeSet<u16>,
         now_ns: u64,
-    ) -> Vec<u16> {
+    ) -> Due {
         let leaves = |backend: &Backend| backend.flags & (BACKEND_LEAVING | BACKEND_DRAINED) != 0;
         let leaving: Vec<(u16, Backend)> =
             actual.used_backends().filter(|(_, b)| leaves(b)).map(|(number, b)| (number, *b)).collect();
         self.0.retain(|number, _| leaving.iter().any(|(n, _)| n == number));
-        let mut left = Vec::new();
+        let mut due = Due::default();
         for (number, backend) in leaving {
             let farewell = self.0.entry(number).or_insert_with(|| {
                 let timeout = drain_timeout(actual, desired, &backend).as_nanos();
@@ -53,20 +69,23 @@ impl Leaving {
             if now_ns >= farewell.deadline_ns && !farewell.reset {
                 farewell.reset = true;
                 raise_epoch(maps, actual, number);
+                due.raised.push(number);
                 let waited = Duration::from_nanos(now_ns - farewell.begun_ns);
                 info!(backend = %address_of(&backend), flows = flows.established, ?waited, "drain timeout: flows reset");
             }
             let gone = flows.established + flows.half_open == 0
                 || now_ns >= farewell.deadline_ns.saturating_add(RESET_TIME_NS);
-            if gone && backend.flags & BACKEND_LEAVING != 0 {
-                left.push(number);
+            // Those that are ended just now are told from now on.
+            let told = !are_being_told.contains(&number) && !due.raised.contains(&number);
+            if gone && told && backend.flags & BACKEND_LEAVING != 0 {
+                due.left.push(number);
             }
         }
-        left
+        due
     }
 }
 
-/// Resets every flow of a backend that was made until now: each on its next packet.
+/// From now on every flow of a backend that was made until now is answered with a RST.
 pub(super) fn raise_epoch(maps: &Maps, actual: &mut Actual, number: u16) {
     if let Some(backend) = actual.backends.get_mut(&number) {
         backend.epoch = backend.epoch.wrapping_add(1);

@@ -8,6 +8,7 @@
 //! | `apply.rs`, `maps.rs` | the policy maps, written by the plan of [`lb_core::reconcile`] and by nothing else |
 //! | `port_table.rs`, `shared.rs` | port tables and other maps in memory |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
+//! | `resets.rs`, `raw_socket.rs` | ending flows at both ends |
 //! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `leaving.rs` | what is cleaned up about once a second |
 //! | `detach.rs` | removing it all |
@@ -36,6 +37,8 @@ mod maps;
 mod pins;
 mod port_table;
 mod privilege;
+mod raw_socket;
+mod resets;
 mod rings;
 mod shared;
 mod sweep;
@@ -62,6 +65,7 @@ pub use self::{
     detach::{DetachReport, detach},
     error::Error,
     flows::{FlowFilter, FlowState, FlowView},
+    resets::Reason,
     rings::Ring,
     sweep::SweepReport,
     told::BackendPlace,
@@ -72,6 +76,7 @@ use self::{
     maps::Maps,
     pins::{Contents, PinDir},
     port_table::PortTable,
+    resets::Resets,
     sweep::Sweeper,
 };
 use crate::object::XDP_OBJECT;
@@ -122,6 +127,7 @@ pub struct DataPlane {
     /// Interfaces that nothing of ours ran on before.
     new_links: BTreeSet<u32>,
     sweeper: Sweeper,
+    resets: Resets,
 }
 
 /// Whether a data plane is pinned in a directory.
@@ -173,6 +179,7 @@ impl DataPlane {
             attached: BTreeMap::new(),
             new_links: BTreeSet::new(),
             sweeper: Sweeper::default(),
+            resets: Resets::default(),
         };
         plane.tables = plane.maps.port_tables()?;
         plane.actual = plane.maps.read()?;
@@ -287,11 +294,6 @@ impl DataPlane {
             Some((service.vip.to_ip(), service.port.get(), address_of(backend)))
         });
         named.collect()
-    }
-
-    /// Resets every flow of a backend: each on its next packet, at both ends.
-    pub fn reset_flows(&mut self, number: u16) {
-        leaving::raise_epoch(&self.maps, &mut self.actual, number);
     }
 
     /// What the data plane counted, all CPUs together.

@@ -110,6 +110,16 @@ impl PortTable {
         (claim.is_live() && same).then_some(Record { claim: claim.0, ..record })
     }
 
+    /// The backend's epoch when the flow of a port was made.
+    pub(super) fn epoch(&self, port: u16) -> u32 {
+        self.records.u32(usize::from(port), offset_of!(Record, epoch)).load(Ordering::Relaxed)
+    }
+
+    /// From now on the port rests as if its backend had spoken at `now_ns`.
+    pub(super) fn rest_from(&self, port: u16, now_ns: u64) {
+        self.records.u64(usize::from(port), offset_of!(Record, last_seen)).store(now_ns, Ordering::Relaxed);
+    }
+
     /// Changes a claim if it still is what was read; whether it was.
     pub(super) fn change(&self, port: u16, from: Claim, to: Claim) -> bool {
         self.claim_word(port).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()

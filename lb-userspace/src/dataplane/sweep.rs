@@ -10,7 +10,7 @@ use lb_common::{
 };
 
 use super::{
-    DataPlane, apply,
+    DataPlane,
     census::{BackendCensus, Census},
     error::Error,
     forward::Forward,
@@ -18,6 +18,7 @@ use super::{
     loads::Drift,
     maps::{Maps, is_absent},
     port_table::PortTable,
+    resets::{self, Reason, Slot},
 };
 
 /// A handshake that made no progress for so long has failed: a Linux client's SYN retries have reached an interval of a
@@ -67,6 +68,8 @@ struct Pass {
     /// Established flows whose backend was silent for too long.
     silent: Vec<(u16, Claim)>,
     claiming: Vec<(u16, Claim)>,
+    /// Flows that were ended, or whose epoch was raised, and whose ends are not being told.
+    stale: Vec<(u16, Claim)>,
 }
 
 impl DataPlane {
@@ -81,19 +84,22 @@ impl DataPlane {
         for (&number, table) in &mut self.tables {
             table.retry();
             let idle_ns = idle_timeout(&self.actual, self.desired.as_ref(), number);
-            let (line, pass) = pass(table, now_ns, idle_ns);
+            let epoch = self.actual.backends.get(&number).map(|backend| backend.epoch);
+            let (line, pass) = pass(table, now_ns, idle_ns, epoch);
             report.census.insert(number, line);
             report.ports_freed += pass.freed;
+            let service = self.actual.backends.get(&number).map_or(0, |backend| backend.service);
+            for (port, claim) in pass.stale {
+                let slot = Slot { backend: number, service, port };
+                let reason = self.resets.reason(number);
+                self.resets.end(&self.maps, table, slot, claim, reason, now_ns);
+            }
             *self.sweeper.unanswered.entry(number).or_default() += pass.unanswered;
             for (port, claim) in pass.silent {
-                let service = self.actual.backends.get(&number).map_or(0, |backend| backend.service);
-                report.idle_ended += u32::from(end_idle(
-                    &mut self.maps,
-                    table,
-                    Slot { backend: number, service, port },
-                    claim,
-                    now_ns.saturating_sub(idle_ns),
-                )?);
+                let slot = Slot { backend: number, service, port };
+                let silent = is_silent(&self.maps, table, slot, claim, now_ns.saturating_sub(idle_ns))?;
+                let ended = silent && self.resets.end(&self.maps, table, slot, claim, Reason::Idle, now_ns);
+                report.idle_ended += u32::from(ended);
             }
             claiming.extend(pass.claiming.into_iter().map(|(port, claim)| ((number, port), (claim, now_ns))));
         }
@@ -121,7 +127,13 @@ impl DataPlane {
 
     fn give_up(&mut self, census: &Census, now_ns: u64) -> Result<Vec<u16>, Error> {
         let desired = self.desired.as_ref();
-        let left = self.sweeper.leaving.step(&self.maps, &mut self.actual, desired, census, now_ns);
+        let told = self.resets.backends();
+        let due = self.sweeper.leaving.step(&self.maps, &mut self.actual, desired, census, &told, now_ns);
+        for number in due.raised {
+            self.resets.because(number, Reason::Drained);
+            self.end_stale(number, now_ns);
+        }
+        let left = due.left;
         if left.is_empty() {
             return Ok(left);
         }
@@ -151,14 +163,16 @@ impl DataPlane {
     }
 }
 
-fn pass(table: &PortTable, now_ns: u64, idle_ns: u64) -> (BackendCensus, Pass) {
+fn pass(table: &PortTable, now_ns: u64, idle_ns: u64, epoch: Option<u32>) -> (BackendCensus, Pass) {
     let mut line = BackendCensus::default();
     let mut pass = Pass::default();
     for port in table.ports() {
         let claim = table.claim(port);
         line.count(claim);
         let silent_ns = || now_ns.saturating_sub(table.last_seen(port));
-        if claim.is(State::Claiming) {
+        if resets::is_untold(table, port, claim, epoch) {
+            pass.stale.push((port, claim));
+        } else if claim.is(State::Claiming) {
             pass.claiming.push((port, claim));
         } else if claim.is(State::Established) {
             if silent_ns() > idle_ns {
@@ -184,43 +198,22 @@ const fn rest_ns(claim: Claim) -> Option<u64> {
     }
 }
 
-/// A NAT port and whose it is.
-#[derive(Clone, Copy)]
-struct Slot {
-    backend: u16,
-    service: u16,
-    port: u16,
-}
-
-/// Ends an established flow if its client was silent too; whether it was.
-fn end_idle(
-    maps: &mut Maps,
-    table: &PortTable,
-    slot: Slot,
-    claim: Claim,
-    since_ns: u64,
-) -> Result<bool, Error> {
+/// Whether the client of an established flow was silent too.
+fn is_silent(maps: &Maps, table: &PortTable, slot: Slot, claim: Claim, since_ns: u64) -> Result<bool, Error> {
     let Some(record) = table.flow(slot.port) else { return Ok(false) };
     let key = FlowKey { client: record.client, port: record.client_port, service: slot.service };
-    let entry = match maps.flows.get(&key, 0) {
-        Ok(flow) => Some(flow),
-        Err(error) if is_absent(&error) => None,
-        Err(error) => return Err(Error::map(name::FLOWS)(error)),
-    };
-    let entry = entry.filter(|flow| flow.backend == slot.backend && flow.generation == claim.generation());
-    let speaks = entry.is_some_and(|flow| flow.last_seen > since_ns);
-    if speaks || !table.change(slot.port, claim, claim.to(State::Closed)) {
-        return Ok(false);
+    match maps.flows.get(&key, 0) {
+        Ok(flow) => {
+            let ours = flow.backend == slot.backend && flow.generation == claim.generation();
+            Ok(!ours || flow.last_seen <= since_ns)
+        }
+        Err(error) if is_absent(&error) => Ok(true),
+        Err(error) => Err(Error::map(name::FLOWS)(error)),
     }
-    count_out(maps, slot.backend, slot.service);
-    if entry.is_some() {
-        apply::removed(maps.flows.remove(&key), name::FLOWS)?;
-    }
-    Ok(true)
 }
 
 /// An established flow was ended by the agent: the counts that the data plane keeps go down.
-fn count_out(maps: &Maps, backend: u16, service: u16) {
+pub(super) fn count_out(maps: &Maps, backend: u16, service: u16) {
     let slots = [maps::load_of_backend(backend), maps::load_of_service(service), maps::LOAD_TOTAL];
     for slot in slots {
         let load = maps.loads.i64(slot as usize, std::mem::offset_of!(Load, established));

@@ -99,6 +99,13 @@ impl Checks {
     /// Waits for something to change, probing meanwhile. Cancel-safe.
     pub async fn changed(&mut self) -> Changed {
         loop {
+            // Probes that ended while the agent was busy come first: they are not lost, they were not looked at.
+            tokio::task::yield_now().await;
+            while let Ok(ended) = self.reports.try_recv() {
+                if let Some(changed) = self.take(&ended) {
+                    return changed;
+                }
+            }
             let now = Instant::now();
             if let Some(changed) = self.start_due(now) {
                 return changed;

@@ -7,7 +7,7 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData};
 use etcd_lb::dataplane::{DataPlane, FlowFilter, FlowState, monotonic_ns};
 use lb_common::{
     addr::{Addr, Mac, Port},
-    claim::{Claim, FREE_AT_ONCE, State},
+    claim::{self, Claim, FREE_AT_ONCE, State},
     maps::{self, BACKEND_LEAVING, Backend, Flow, FlowKey, LOAD_TOTAL, Load, Record, load_of_backend, name},
 };
 
@@ -170,6 +170,19 @@ fn flows_of_a_removed_backend_are_reset_at_the_drain_timeout() {
         assert_eq!(maps.backend(1).epoch, epoch);
         assert!(plane.sweep(now + 30 * SECOND).unwrap().given_up.is_empty());
         assert_eq!(maps.backend(1).epoch, epoch + 1, "each is reset on its next packet");
+        assert_eq!(maps.loads.get(&LOAD_TOTAL, 0).unwrap().established, 0, "it counts no longer");
+        assert!(maps.record(1, 2000).claim().has(claim::ENDED));
+        assert!(maps.flows.get(&key(2000), 0).is_ok());
+        plane.tell_ended(now + 30 * SECOND);
+        assert!(maps.flows.get(&key(2000), 0).is_err(), "off the established path");
+        assert!(
+            plane.sweep(now + 32 * SECOND).unwrap().given_up.is_empty(),
+            "both ends are still being told"
+        );
+        for second in [31, 33] {
+            plane.tell_ended(now + second * SECOND);
+        }
+        assert_eq!(plane.tell_ended_at_ns(), None);
         assert_eq!(plane.sweep(now + 34 * SECOND).unwrap().given_up, [1]);
         assert!(maps.flows.get(&key(2000), 0).is_err());
         assert_eq!(maps.loads.get(&LOAD_TOTAL, 0).unwrap().established, 0);

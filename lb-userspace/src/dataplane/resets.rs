@@ -1,0 +1,351 @@
+//! Ending flows at both ends.
+//!
+//! A flow is ended by its claim (`ENDED`), and stops counting as established at once. From then on the data plane answers
+//! whatever either end says with an exact RST. So it does from the instant that a backend's epoch is raised; the agent
+//! follows with the claims. Then both ends are told, paced by [`lb_core::resets::Schedule`], in case they say nothing.
+//!
+//! The NAT port rests for as long as one in TIME_WAIT: the backend may hold the connection yet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use aya::maps::MapError;
+use lb_common::{
+    addr::{Addr, Port},
+    claim::{Claim, ENDED, State, TOLD},
+    maps::{Backend, Flow, FlowKey, Record, Service, interface_slot},
+};
+use lb_core::{
+    resets::{Schedule, Time},
+    segment::{self, End, Link},
+};
+use tracing::{debug, warn};
+
+use super::{
+    DataPlane, leaving,
+    maps::{Maps, is_absent},
+    monotonic_ns,
+    port_table::PortTable,
+    raw_socket::RawSocket,
+    sweep::count_out,
+};
+
+/// Frames are built and sent for so many flows before the agent's loop turns again: about a millisecond.
+const BATCH: usize = 50;
+/// `BPF_NOEXIST` of bpf(2).
+const NO_EXIST: u64 = 1;
+
+/// Why flows were ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// Their backend is down, and another is healthy.
+    BackendDown,
+    /// Their backend was drained or left the config, and `drain_timeout` is over.
+    Drained,
+    /// Neither end spoke for `idle_timeout`.
+    Idle,
+    /// The operator's `reset`.
+    Operator,
+    /// The operator's `rebalance`.
+    Rebalance,
+}
+
+/// A NAT port and whose it is.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    pub(super) backend: u16,
+    pub(super) service: u16,
+    pub(super) port: u16,
+}
+
+/// A flow that was ended.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    backend: u16,
+    port: u16,
+    generation: u32,
+}
+
+/// What is under way.
+#[derive(Debug, Default)]
+pub(super) struct Resets {
+    schedule: Schedule<Ended>,
+    /// Opened when it is needed first.
+    socket: Option<RawSocket>,
+    /// Why a backend's epoch was raised last.
+    reasons: BTreeMap<u16, Reason>,
+    /// Flows ended by backend and reason.
+    counted: BTreeMap<(u16, Reason), u64>,
+}
+
+impl DataPlane {
+    /// Ends every flow of a backend, at both ends; how many were established.
+    pub fn reset_flows(&mut self, number: u16, reason: Reason) -> u32 {
+        leaving::raise_epoch(&self.maps, &mut self.actual, number);
+        self.resets.because(number, reason);
+        self.end_stale(number, monotonic_ns())
+    }
+
+    /// As [`Self::reset_flows`], if the backend has flows that were not reset yet; `None` if it has none.
+    pub fn reset_flows_if_any(&mut self, number: u16, reason: Reason) -> Option<u32> {
+        let (table, backend) = (self.tables.get(&number)?, self.actual.backends.get(&number)?);
+        let lives = |claim: Claim| claim.is(State::Established) || claim.is(State::HalfOpen);
+        let any = table.ports().any(|port| lives(table.claim(port)) && table.epoch(port) == backend.epoch);
+        any.then(|| self.reset_flows(number, reason))
+    }
+
+    /// Ends every established flow of a client, at both ends; how many there were.
+    pub fn reset_client(&mut self, client: IpAddr) -> u32 {
+        let client = Addr::from(client);
+        let numbers: Vec<u16> = self.tables.keys().copied().collect();
+        let of_client = |record: &Record| record.client == client;
+        numbers
+            .into_iter()
+            .map(|number| self.end_chosen(number, usize::MAX, Reason::Operator, of_client))
+            .sum()
+    }
+
+    /// Ends `count` established flows of a backend, those first on which it was silent longest; how many.
+    pub fn reset_some(&mut self, number: u16, count: u32, reason: Reason) -> u32 {
+        self.end_chosen(number, count as usize, reason, |_| true)
+    }
+
+    /// When [`Self::tell_ended`] has something to do, ns; `None`: not before more flows are ended.
+    pub fn tell_ended_at_ns(&self) -> Option<u64> {
+        self.resets.schedule.due_ns()
+    }
+
+    /// Tells both ends of some of the flows that were ended.
+    pub fn tell_ended(&mut self, now_ns: u64) {
+        for _ in 0..BATCH {
+            let Some((ended, time)) = self.resets.schedule.take(now_ns) else { return };
+            self.tell(ended, time);
+        }
+    }
+
+    /// Flows of a backend's number that were ended for a reason.
+    pub fn ended_flows(&self, number: u16, reason: Reason) -> u64 {
+        self.resets.counted.get(&(number, reason)).copied().unwrap_or_default()
+    }
+
+    /// Ends the established flows whose epoch is not their backend's any more, and has those told that the data plane
+    /// ended; how many were established.
+    pub(super) fn end_stale(&mut self, number: u16, now_ns: u64) -> u32 {
+        let (Some(table), Some(backend)) = (self.tables.get(&number), self.actual.backends.get(&number))
+        else {
+            return 0;
+        };
+        let reason = self.resets.reason(number);
+        let mut count = 0;
+        for port in table.ports() {
+            let claim = table.claim(port);
+            if is_untold(table, port, claim, Some(backend.epoch)) {
+                let slot = Slot { backend: number, service: backend.service, port };
+                count += u32::from(self.resets.end(&self.maps, table, slot, claim, reason, now_ns));
+            }
+        }
+        count
+    }
+
+    fn end_chosen(
+        &mut self,
+        number: u16,
+        count: usize,
+        reason: Reason,
+        chosen: impl Fn(&Record) -> bool,
+    ) -> u32 {
+        let (Some(table), Some(backend)) = (self.tables.get(&number), self.actual.backends.get(&number))
+        else {
+            return 0;
+        };
+        let now_ns = monotonic_ns();
+        let established = |port: &u16| table.claim(*port).is(State::Established);
+        let mut found: Vec<_> = table
+            .ports()
+            .filter(established)
+            .filter_map(|port| Some((port, table.flow(port).filter(&chosen)?)))
+            .map(|(port, record)| (record.last_seen, port, record.claim()))
+            .collect();
+        found.sort_unstable_by_key(|(last_seen, port, _)| (*last_seen, *port));
+        let ended = found.into_iter().take(count).filter(|(_, port, claim)| {
+            let slot = Slot { backend: number, service: backend.service, port: *port };
+            self.resets.end(&self.maps, table, slot, *claim, reason, now_ns)
+        });
+        ended.count() as u32
+    }
+
+    /// Takes the flow off the established path, and says farewell to both its ends.
+    fn tell(&mut self, ended: Ended, time: Time) {
+        let Some(table) = self.tables.get(&ended.backend) else { return };
+        let Some(record) = table.flow(ended.port) else { return };
+        let claim = record.claim();
+        if claim.generation() != ended.generation || !claim.has(ENDED) {
+            return;
+        }
+        let Some((backend, service)) = self.owner(ended.backend).map(|(b, s)| (*b, *s)) else { return };
+        let key = FlowKey { client: record.client, port: record.client_port, service: backend.service };
+        let forward = match forward_entry(&self.maps, &key) {
+            Ok(found) => found,
+            Err(error) => {
+                debug!(%error, "the client's last ACK cannot be read");
+                return;
+            }
+        };
+        let ours = |flow: &Flow| flow.backend == ended.backend && flow.generation == ended.generation;
+        let client_ack = match &forward {
+            Some((flow, _)) if ours(flow) => Some((flow.last_ack, flow.edge)),
+            // The client has begun another connection.
+            Some(_) => None,
+            // Pushed out of `half_open`: the client has acknowledged about what the backend sent.
+            None => Some((record.edge, record.last_ack)),
+        };
+        if let Some((flow, true)) = forward
+            && ours(&flow)
+            && time == Time::First
+        {
+            self.leave_established_path(&key, &flow);
+        }
+        if let Some((last_ack, edge)) = client_ack {
+            self.say_farewell(&client_side(&service, &record), last_ack, edge);
+        }
+        self.say_farewell(&backend_side(&backend, ended.port), record.last_ack, record.edge);
+    }
+
+    /// Into `half_open`, where packets of ended flows find it, and which makes room by itself.
+    fn leave_established_path(&mut self, key: &FlowKey, flow: &Flow) {
+        let moved = match self.maps.half_open.insert(key, flow, NO_EXIST) {
+            // Somebody has it already: the client begins anew.
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(())
+            }
+            moved => moved,
+        };
+        let removed = self.maps.flows.remove(key);
+        for outcome in [moved, removed] {
+            if let Err(error) = outcome
+                && !is_absent(&error)
+            {
+                debug!(%error, "a forward entry could not be moved");
+            }
+        }
+    }
+
+    fn say_farewell(&mut self, way: &Way, last_ack: u32, edge: u32) {
+        let interface = self.actual.interfaces.get(&interface_slot(way.ifindex));
+        let Some(interface) = interface.filter(|interface| interface.ifindex == way.ifindex) else { return };
+        if way.mac.is_unknown() {
+            return;
+        }
+        let link = Link { source: interface.mac, destination: way.mac, tags: way.tags };
+        for segment in segment::farewell(last_ack, edge) {
+            let Some(frame) = segment::frame(&link, &way.from, &way.to, &segment) else { return };
+            if let Err(error) = self.resets.send(way.ifindex, &frame) {
+                debug!(ifindex = way.ifindex, %error, "a reset was not sent");
+            }
+        }
+    }
+}
+
+impl Resets {
+    /// Ends a flow if its claim still is what was read, and has both ends told; whether it was established until now.
+    pub(super) fn end(
+        &mut self,
+        maps: &Maps,
+        table: &PortTable,
+        slot: Slot,
+        claim: Claim,
+        reason: Reason,
+        now_ns: u64,
+    ) -> bool {
+        if !table.change(slot.port, claim, claim.after(ENDED).with(TOLD)) {
+            return false;
+        }
+        let was_established = claim.is(State::Established);
+        if was_established {
+            table.rest_from(slot.port, now_ns);
+            count_out(maps, slot.backend, slot.service);
+        }
+        *self.counted.entry((slot.backend, reason)).or_default() += 1;
+        self.schedule.add(Ended { backend: slot.backend, port: slot.port, generation: claim.generation() });
+        was_established
+    }
+
+    /// Why the backend's epoch is raised.
+    pub(super) fn because(&mut self, number: u16, reason: Reason) {
+        self.reasons.insert(number, reason);
+    }
+
+    /// Why the backend's epoch was raised last.
+    pub(super) fn reason(&self, number: u16) -> Reason {
+        self.reasons.get(&number).copied().unwrap_or(Reason::BackendDown)
+    }
+
+    /// Backends of the flows that are being told.
+    pub(super) fn backends(&self) -> BTreeSet<u16> {
+        self.schedule.waiting().map(|ended| ended.backend).collect()
+    }
+
+    fn send(&mut self, ifindex: u32, frame: &[u8]) -> std::io::Result<()> {
+        if self.socket.is_none() {
+            let opened = RawSocket::open();
+            if let Err(error) = &opened {
+                warn!(%error, "no packet socket: silent ends of flows are not told that these were reset");
+            }
+            self.socket = Some(opened?);
+        }
+        self.socket.as_ref().map_or(Ok(()), |socket| socket.send(ifindex, frame))
+    }
+}
+
+/// Whether a flow is to be ended because its backend's epoch was raised, or was ended by the data plane for that, and
+/// nobody tells its ends yet.
+pub(super) fn is_untold(table: &PortTable, port: u16, claim: Claim, epoch: Option<u32>) -> bool {
+    if claim.is(State::Established) {
+        epoch.is_some_and(|epoch| table.epoch(port) != epoch)
+    } else {
+        claim.is(State::Closed) && claim.has(ENDED) && !claim.has(TOLD)
+    }
+}
+
+/// The way to one end, and in whose name.
+struct Way {
+    ifindex: u32,
+    mac: lb_common::addr::Mac,
+    tags: [u16; 2],
+    from: End,
+    to: End,
+}
+
+fn client_side(service: &Service, record: &Record) -> Way {
+    Way {
+        ifindex: record.ifindex,
+        mac: record.client_mac,
+        tags: [record.outer_tag, record.inner_tag],
+        from: End { address: service.vip, port: service.port },
+        to: End { address: record.client, port: record.client_port },
+    }
+}
+
+fn backend_side(backend: &Backend, nat_port: u16) -> Way {
+    Way {
+        ifindex: backend.hop.ifindex,
+        mac: backend.hop.mac,
+        tags: backend.hop.tags,
+        from: End { address: backend.source, port: Port::new(nat_port) },
+        to: End { address: backend.address, port: backend.port },
+    }
+}
+
+/// A forward entry, and whether it is in `flows`.
+fn forward_entry(maps: &Maps, key: &FlowKey) -> Result<Option<(Flow, bool)>, MapError> {
+    for (map, established) in [(&maps.flows, true), (&maps.half_open, false)] {
+        match map.get(key, 0) {
+            Ok(flow) => return Ok(Some((flow, established))),
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}

@@ -53,6 +53,9 @@ pub const HANDSHAKE_DONE: u64 = 1 << 16;
 /// A step only, never in a claim: a RST that its receiver accepts.
 pub const RESET: u64 = 1 << 17;
 
+/// A step only, never in a claim: what it says came from the backend.
+pub const BY_BACKEND: u64 = 1 << 18;
+
 const STATE_MASK: u64 = 0xff;
 const FLAGS_MASK: u64 = 0xff00;
 const ALL_FINS: u64 = CLIENT_FIN | BACKEND_FIN | CLIENT_FIN_ACKED | BACKEND_FIN_ACKED;

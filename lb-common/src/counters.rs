@@ -135,6 +135,10 @@ counters! {
         rst_not_exact => RstNotExact,
         /// A completed handshake that found the flow table full and stays half-open.
         promotion_failed => PromotionFailed,
+        /// Events that found the ring buffer `events` full.
+        events_lost => EventsLost,
+        /// New flows that another backend got than the one chosen first, a suspect.
+        suspect_passed_over => SuspectPassedOver,
     }
 }
 
@@ -154,6 +158,10 @@ pub struct BackendCounters {
     pub connections: u64,
     /// Connections the backend refused: a RST in answer to a SYN.
     pub refused: u64,
+    /// Established flows that the backend ended by a RST.
+    pub reset_by_backend: u64,
+    /// Established flows that the client ended by a RST.
+    pub reset_by_client: u64,
 }
 
 impl BackendCounters {
@@ -165,6 +173,8 @@ impl BackendCounters {
         self.bytes_out = self.bytes_out.wrapping_add(other.bytes_out);
         self.connections = self.connections.wrapping_add(other.connections);
         self.refused = self.refused.wrapping_add(other.refused);
+        self.reset_by_backend = self.reset_by_backend.wrapping_add(other.reset_by_backend);
+        self.reset_by_client = self.reset_by_client.wrapping_add(other.reset_by_client);
     }
 }
 

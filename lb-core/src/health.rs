@@ -108,7 +108,7 @@ pub struct Health {
     last_check: Option<Instant>,
     /// Results in a row that contradict `state`: failures while healthy, successes while down.
     streak: u32,
-    /// A refusal was counted and no probe has ended since: its probe decides, further refusals say nothing
+    /// A refusal was counted, or there is a suspicion, and no probe has ended since: its probe decides, further refusals say nothing
     /// new.
     refused: bool,
     phase: Phase,
@@ -214,6 +214,15 @@ impl Health {
         self.refused = flip.is_none();
         self.phase = Phase::Waiting(self.last_start.map_or(now, |t| (t + REFUSAL_GAP).max(now)));
         flip
+    }
+
+    /// The data plane saw the backend end several established connections at once, as a process that dies does. Says
+    /// nothing by itself, but makes a probe due at once; if that is refused, the backend is down.
+    pub fn on_suspicion(&mut self, now: Instant) {
+        if self.state == State::Healthy && !self.refused {
+            self.refused = true;
+            self.phase = Phase::Waiting(self.last_start.map_or(now, |t| (t + REFUSAL_GAP).max(now)));
+        }
     }
 
     /// When the driver must look again: the next probe's start, or the end of patience with the one under

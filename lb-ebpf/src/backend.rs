@@ -15,7 +15,7 @@ use crate::{
     lookup::{forward_entry, record},
     maps::{BACKENDS, SERVICES},
     nat::{self, End},
-    reset,
+    reset, signal,
 };
 
 #[inline(always)]
@@ -48,11 +48,16 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         return unknown(ctx, segment);
     }
     let step = what_it_says(segment, flow, record, claim);
-    if step == claim::RESET && !claim.has(claim::SYN_ACKED) {
+    if step == claim::RESET && claim.is(State::HalfOpen) && !claim.has(claim::SYN_ACKED) {
         count::backend(number, |counters| counters.refused += 1);
+        signal::answer(number, 0);
+    }
+    if step & claim::SYN_ACKED != 0 && !claim.has(claim::SYN_ACKED) {
+        // Until now `last_seen` is when the SYN claimed the slot.
+        signal::answer(number, record.last_seen);
     }
     record.last_seen = clock::coarse();
-    life::step(&key, flow, record, claim, step);
+    life::step(&key, flow, record, claim, step | claim::BY_BACKEND);
     let (ifindex, mac) = (record.ifindex, record.client_mac);
     if link.tags != [record.outer_tag, record.inner_tag] {
         return Err(Counter::Vlan);

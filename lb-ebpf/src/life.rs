@@ -5,12 +5,13 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::{
     claim::{self, Claim, State},
     counters::Counter,
-    maps::{FLOW_CLOSING, Flow, FlowKey, Record},
+    maps::{EVENT_CLOSED, EVENT_ESTABLISHED, FLOW_CLOSING, Flow, FlowKey, Record, age_stamp},
 };
 
 use crate::{
-    atomic, count,
+    atomic, clock, count,
     maps::{FLOWS, HALF_OPEN},
+    signal,
 };
 
 /// How often a claim is tried again when another CPU changed it first: each try loses only to a change that was made,
@@ -27,9 +28,10 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         return;
     }
     let promotes = step & claim::HANDSHAKE_DONE != 0 && claim.is(State::HalfOpen);
+    let now = age_stamp(clock::coarse());
     // The forward entry first: whoever sees the claim established finds it. `flows` has room for it, since SYNs are
     // refused before it could be full.
-    if promotes && !is_inserted(FLOWS.insert(key, flow, BPF_NOEXIST.into())) {
+    if promotes && !is_inserted(FLOWS.insert(key, established(flow, now), BPF_NOEXIST.into())) {
         count::count(Counter::PromotionFailed);
         return;
     }
@@ -40,10 +42,13 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         }
         return;
     };
+    let Some((news, before, after, step)) = signal::news(before, after, step) else { return };
+    let mut kind = 0;
     if before.is(State::HalfOpen) && after.is(State::Established) {
         let _gone_already = HALF_OPEN.remove(key);
         count::load(flow.backend, key.service, 1);
         count::count(Counter::FlowEstablished);
+        kind = EVENT_ESTABLISHED;
     }
     if before.is(State::Established) && after.is(State::Closed) {
         // In `half_open` the connection's last packets still find it.
@@ -51,6 +56,7 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         let _gone_already = FLOWS.remove(key);
         count::load(flow.backend, key.service, -1);
         count::count(Counter::FlowClosed);
+        kind = EVENT_CLOSED;
     } else if step & FINS != 0
         && let Some(entry) = FLOWS.get_ptr_mut(key)
     {
@@ -58,6 +64,34 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         // SAFETY: a live map value.
         unsafe { (*entry).flags |= FLOW_CLOSING };
     }
+    let by_backend = before.is(State::Established) && is_end_by_backend(before, step);
+    if kind != 0 || by_backend {
+        // SAFETY: both are valid, and addresses are aligned to 4.
+        unsafe { signal::put_address(&raw mut news.key.client, &raw const key.client) };
+        news.key.port = key.port;
+        news.key.service = key.service;
+        news.nat_port = flow.nat_port;
+        news.backend = flow.backend;
+        news.generation = flow.generation;
+        news.established = if kind == EVENT_ESTABLISHED { now } else { flow.established };
+        news.kind = kind;
+        news.by_backend = by_backend as u16;
+        signal::tell();
+    }
+}
+
+/// The forward entry that a flow has from now on.
+#[inline(always)]
+fn established(flow: &Flow, now: u32) -> Flow {
+    Flow { established: now, ..*flow }
+}
+
+/// The backend ends a flow that its client had not begun to close.
+#[inline(always)]
+fn is_end_by_backend(before: Claim, step: u64) -> bool {
+    step & claim::BY_BACKEND != 0
+        && step & (claim::RESET | claim::BACKEND_FIN) != 0
+        && before.0 & (claim::CLIENT_FIN | claim::BACKEND_FIN) == 0
 }
 
 #[inline(always)]

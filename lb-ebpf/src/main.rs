@@ -7,6 +7,7 @@
 //! | `client.rs`, `backend.rs` | packets of clients and of backends that are not on the established path |
 //! | `life.rs` | promotion and demotion of a flow |
 //! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
+//! | `suspect.rs`, `signal.rs` | backends that new flows pass over; what the agent is told |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `ipv6.rs`, `other_v6.rs` | the same for IPv6: what differs between the families |
 //! | `reset.rs` | the RST that answers a packet |
@@ -36,6 +37,8 @@ mod other;
 mod other_v6;
 mod port;
 mod reset;
+mod signal;
+mod suspect;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{counters::Counter, maps::program};

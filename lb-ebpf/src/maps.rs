@@ -2,19 +2,20 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, Filter, Flow, FlowKey, Interface, LOAD_SLOTS, Layout, Lease, Load,
-        MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_SLOTS, Record,
-        ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface,
+        self, AllowData, Backend, EVENTS_LEN, Filter, Flow, FlowKey, Handshakes, Interface, LOAD_SLOTS,
+        Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev,
+        PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Suspect,
+        VipClaim, VipOnInterface,
     },
 };
 
-use crate::handover::Handover;
+use crate::{handover::Handover, signal::News};
 
 /// The agent maps these into its memory.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -59,6 +60,15 @@ pub static LEASE: Array<Lease, 1> = Array::new();
 pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map(name = "backend_counters")]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, MAX_BACKENDS> = PerCpuArray::new();
+// No value type: libbpf takes one for a contradiction to the value size of 0 that a ring buffer has.
+#[btf_map(name = "signals")]
+pub static SIGNALS: RingBuf<(), SIGNALS_LEN> = RingBuf::new();
+#[btf_map(name = "events")]
+pub static EVENTS: RingBuf<(), EVENTS_LEN> = RingBuf::new();
+#[btf_map(name = "suspects")]
+pub static SUSPECTS: Array<Suspect, SUSPECT_SLOTS> = Array::new();
+#[btf_map(name = "handshakes")]
+pub static HANDSHAKES: PerCpuArray<Handshakes, MAX_BACKENDS> = PerCpuArray::new();
 #[btf_map(name = "programs")]
 pub static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 
@@ -68,6 +78,8 @@ pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 /// See `other_v6::forget`.
 #[btf_map(name = "forget")]
 pub static FORGET: PerCpuArray<u32, 1> = PerCpuArray::new();
+#[btf_map(name = "news")]
+pub static NEWS: PerCpuArray<News, 1> = PerCpuArray::new();
 
 /// The NAT ports of one backend: an array of [`Record`].
 pub type PortTable = Array<Words<{ size_of::<Record>() / 4 }>, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;

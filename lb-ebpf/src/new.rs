@@ -6,8 +6,8 @@ use lb_common::{
     counters::Counter,
     hash,
     maps::{
-        ALLOW_SERVICE_BITS, AllowData, BACKEND_USED, Backend, Flow, FlowKey, MAGLEV_SLOTS, MAX_BACKENDS,
-        SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DROP, Service,
+        ALLOW_SERVICE_BITS, AllowData, BACKEND_USED, Backend, Flow, FlowKey, MAGLEV_SLOTS, SERVICE_AFFINITY,
+        SERVICE_ALLOW, SERVICE_DROP, Service,
     },
 };
 
@@ -16,9 +16,9 @@ use crate::{
     established::count_in,
     frame::ingress,
     handover, log,
-    maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, SERVICES, maglev},
+    maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, SERVICES},
     nat::{self, End},
-    port, reset,
+    port, reset, signal, suspect,
 };
 
 #[inline(always)]
@@ -34,10 +34,11 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         return Err(Counter::NotAllowed);
     }
     if !has_room() {
+        signal::table_full(now);
         return reset::answer(ctx, Counter::TableFull);
     }
     let hash = hash::client(&service.seed, &key.client, Some(key.port));
-    let Some((number, backend)) = choose(service, &key, hash) else {
+    let Some((number, backend)) = choose(service, &key, hash, now) else {
         if service.flags & SERVICE_DROP != 0 {
             return Err(Counter::NoBackendDrop);
         }
@@ -76,7 +77,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         epoch: backend.epoch,
         last_ack: 0,
         edge: packet.segment.seq_end(),
-        reserved: 0,
+        established: 0,
         backend: number,
         nat_port: port,
         client_mac,
@@ -111,20 +112,15 @@ fn has_room() -> bool {
     }
 }
 
-/// The backend that the service's Maglev table has for this client.
+/// The backend that the service's Maglev table has for this client, or the next one's if that is suspect.
 #[inline(always)]
-fn choose(service: &Service, key: &FlowKey, hash: u64) -> Option<(u16, &'static Backend)> {
+fn choose(service: &Service, key: &FlowKey, hash: u64, now: u64) -> Option<(u16, &'static Backend)> {
     let hash = if service.flags & SERVICE_AFFINITY != 0 {
         hash::client(&service.seed, &key.client, None)
     } else {
         hash
     };
-    let slot = hash::slot(hash, MAGLEV_SLOTS);
-    let table = maglev(key.service)?;
-    let number = *table.slots.get(slot as usize)?;
-    if number as usize >= MAX_BACKENDS {
-        return None;
-    }
+    let number = suspect::pass_over(key.service, hash::slot(hash, MAGLEV_SLOTS), now);
     let backend = BACKENDS.get(number as u32)?;
     let ours = backend.flags & BACKEND_USED != 0 && backend.service == key.service;
     if ours { Some((number, backend)) } else { None }

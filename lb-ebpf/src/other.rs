@@ -17,6 +17,7 @@ use crate::{
     handover,
     maps::{LEASE, VIPS},
     nat::interface_mac,
+    signal,
 };
 
 /// The entry of `vips` that says that an address is ours at all.
@@ -67,6 +68,7 @@ fn handle_arp(ctx: &XdpContext, link: &Link, arp: &mut Arp, own_mac: Mac) -> Out
     let (sender, target) = (address(arp.sender), address(arp.target));
     if arp.sender_mac != own_mac && is_vip(sender) {
         count::count(Counter::VipConflict);
+        signal::vip_conflict(sender, arp.sender_mac);
         return if is_vip(target) { Err(Counter::ArpOther) } else { Ok(xdp_action::XDP_PASS) };
     }
     if !is_vip(target) {

@@ -127,6 +127,20 @@ impl Lab {
         self.wire(&spec, host.netns())
     }
 
+    /// Gives every interface of the lab an MTU.
+    ///
+    /// # Errors
+    ///
+    /// If `ip` fails.
+    pub fn set_mtu(&self, mtu: u32) -> Result<()> {
+        let mtu = mtu.to_string();
+        for host in self.hosts.values() {
+            self.ip_on_bridge(&["link", "set", "dev", host.name(), "mtu", &mtu])?;
+            host.output("ip", &["link", "set", "dev", host.interface(), "mtu", &mtu])?;
+        }
+        self.ip_on_bridge(&["link", "set", "dev", "br0", "mtu", &mtu])
+    }
+
     /// Leaves the lab up when the guard goes; `cargo xtask lab down` removes it.
     ///
     /// # Errors

@@ -37,8 +37,8 @@ pub struct Flow {
     pub last_ack: u32,
     /// End of the client's last segment, host order: its own next sequence number.
     pub edge: u32,
-    /// 0.
-    pub reserved: u32,
+    /// When the handshake was complete, see [`super::age_stamp`]; 0 before.
+    pub established: u32,
     /// Number of the backend.
     pub backend: u16,
     /// Source port toward the backend: the slot in its port table.

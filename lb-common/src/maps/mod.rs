@@ -7,10 +7,11 @@ mod flow;
 pub mod name;
 mod policy;
 pub mod program;
+mod signal;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use self::{flow::*, policy::*};
+pub use self::{flow::*, policy::*, signal::*};
 use crate::counters::{BackendCounters, Counters};
 
 /// Version of the layouts, raised when their meaning changes without their size.
@@ -105,6 +106,10 @@ pub const fn layout_hash() -> u64 {
         size_of::<Lease>(),
         size_of::<Counters>(),
         size_of::<BackendCounters>(),
+        size_of::<Signal>(),
+        size_of::<FlowEvent>(),
+        size_of::<Suspect>(),
+        size_of::<Handshakes>(),
         MAX_SERVICES,
         MAX_BACKENDS,
         MAX_INTERFACES,
@@ -158,6 +163,8 @@ mod user {
         Lease,
         Counters,
         BackendCounters,
+        Suspect,
+        Handshakes,
     );
 }
 

@@ -34,6 +34,14 @@ pub const LEASE: &str = "lease";
 pub const COUNTERS: &str = "counters";
 /// Per-CPU array of [`crate::counters::BackendCounters`], indexed by backend number.
 pub const BACKEND_COUNTERS: &str = "backend_counters";
+/// Ring buffer of [`super::Signal`].
+pub const SIGNALS: &str = "signals";
+/// Ring buffer of [`super::FlowEvent`].
+pub const EVENTS: &str = "events";
+/// Array of [`super::Suspect`], indexed by backend number; see [`super::SUSPECT_TABLE_FULL`].
+pub const SUSPECTS: &str = "suspects";
+/// Per-CPU array of [`super::Handshakes`], indexed by backend number.
+pub const HANDSHAKES: &str = "handshakes";
 /// The tail-called programs of the version that is attached.
 pub const PROGRAMS: &str = "programs";
 /// The program that is attached.
@@ -58,4 +66,8 @@ pub const KEPT: &[&str] = &[
     LEASE,
     COUNTERS,
     BACKEND_COUNTERS,
+    SIGNALS,
+    EVENTS,
+    SUSPECTS,
+    HANDSHAKES,
 ];

@@ -47,9 +47,6 @@ pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) 
     if config.sync.is_some() {
         not_yet(&["sync".into()], "[sync]", "remove the section: this release runs standalone");
     }
-    if config.flow_log.is_some() {
-        not_yet(&["flow_log".into()], "`flow_log`", "remove the key; `etcd-lb flows` shows the flows of now");
-    }
     for (index, service) in config.services.iter().enumerate() {
         let path = ["service".into(), index.into()];
         refuse_in_service(service, &|key, what, fix| {

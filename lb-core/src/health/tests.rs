@@ -139,6 +139,23 @@ fn refusal_counts_as_one_failure() {
 }
 
 #[test]
+fn a_suspicion_is_settled_by_its_probe() {
+    let mut s = Story::new(State::Healthy);
+    assert_eq!(s.probe(0, 1, Outcome::Passed), None);
+    s.to(400);
+    s.health.on_suspicion(s.now);
+    assert_eq!(s.probe(400, 1, Outcome::Passed), None, "nothing was wrong");
+    s.to(500);
+    s.health.on_suspicion(s.now);
+    assert_eq!(s.probe(500, 1, Outcome::Refused), flip(State::Healthy, State::Down, "connection refused"));
+
+    let mut s = Story::new(State::Down);
+    s.health.poll(s.now, 0);
+    s.health.on_suspicion(s.now);
+    assert_eq!(s.health.next_timeout(), s.now + TIMING.timeout + LOST_PROBE_SLACK, "the probe goes on");
+}
+
+#[test]
 fn refusal_says_nothing_of_a_backend_that_is_not_healthy() {
     for state in [State::Starting, State::Down] {
         let mut s = Story::new(state);

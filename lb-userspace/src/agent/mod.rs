@@ -14,6 +14,7 @@ mod commands;
 pub mod error;
 pub mod files;
 mod fit;
+mod flow_log;
 pub mod lock;
 pub mod log;
 mod notify;
@@ -22,6 +23,7 @@ mod report;
 mod resets;
 mod start;
 mod state;
+mod told;
 mod world;
 
 use std::path::PathBuf;
@@ -34,7 +36,7 @@ use tokio::{
 };
 use tracing::{error, info};
 
-use self::{error::Error, notify::Notifier, state::Agent};
+use self::{error::Error, notify::Notifier, state::Agent, told::Rings};
 use crate::{api::Command, dataplane::monotonic_ns};
 
 /// How the agent is to run.
@@ -61,13 +63,17 @@ pub fn run(options: &Options) -> Result<(), Error> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     runtime.block_on(async {
         let notifier = Notifier::from_env();
-        let (mut agent, commands) = start::start(options, notifier).await?;
-        turn(&mut agent, commands).await
+        let (mut agent, rings, commands) = start::start(options, notifier).await?;
+        turn(&mut agent, rings, commands).await
     })
 }
 
 /// The loop.
-async fn turn(agent: &mut Agent, mut commands: mpsc::Receiver<Command>) -> Result<(), Error> {
+async fn turn(
+    agent: &mut Agent,
+    mut rings: Rings,
+    mut commands: mpsc::Receiver<Command>,
+) -> Result<(), Error> {
     let catch = |kind| signal(kind).map_err(Error::Runtime);
     let mut reload = catch(SignalKind::hangup())?;
     let mut terminate = catch(SignalKind::terminate())?;
@@ -79,6 +85,8 @@ async fn turn(agent: &mut Agent, mut commands: mpsc::Receiver<Command>) -> Resul
         select! {
             changed = agent.checks.changed() => agent.on_check(&changed),
             touched = agent.network.changed() => agent.on_network(touched).await,
+            signals = rings.signals.next() => agent.on_signals(&signals),
+            events = rings.events.next() => agent.on_events(&events),
             Some(command) = commands.recv() => agent.on_command(command).await,
             _ = sweep.tick() => agent.sweep(),
             () = resets::due(agent.plane.tell_ended_at_ns()) => agent.plane.tell_ended(monotonic_ns()),

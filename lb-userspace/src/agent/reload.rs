@@ -17,6 +17,10 @@ impl Agent {
         self.notifier.reloading(monotonic_ns());
         let result = self.try_reload().await;
         self.reloaded.note(result.is_ok());
+        if result.is_err() {
+            // The signal may have come from logrotate, whatever else the file says.
+            self.reopen_flow_log();
+        }
         self.notifier.ready(if result.is_ok() {
             "Config reloaded"
         } else {
@@ -44,6 +48,7 @@ impl Agent {
             .await
             .map_err(|error| error.to_string())?;
 
+        self.told.follow(&loaded.config)?;
         let before = std::mem::replace(&mut self.config, loaded.config);
         let secret_before = std::mem::replace(&mut self.hash_secret, loaded.hash_secret);
         let drains_before = self.drains.clone();

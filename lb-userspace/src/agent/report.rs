@@ -79,6 +79,7 @@ impl Agent {
         let figures = Figures {
             status,
             half_open: self.census.total.half_open.into(),
+            log_lines_lost: self.told.lines_lost.load(std::sync::atomic::Ordering::Relaxed),
             counters: self.plane.counters().unwrap_or_else(|error| {
                 warn!(%error, "the counters cannot be read");
                 Default::default()
@@ -252,6 +253,8 @@ impl Agent {
         BackendFigures {
             up: check.is_some_and(|check| check.health().state() == State::Healthy),
             counters: counters.unwrap_or_default(),
+            handshakes: number.and_then(|number| self.plane.handshakes(number).ok()).unwrap_or_default(),
+            unanswered: number.map_or(0, |number| self.plane.unanswered(number)),
             nat_ports: self.backend_flows(&key).nat_ports_used().into(),
             checks: check.map_or_else(Default::default, |check| *check.figures()),
         }

@@ -5,7 +5,15 @@ use std::path::Path;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::{Options, error::Error, files, fit, lock::Locks, notify::Notifier, state::Agent};
+use super::{
+    Options,
+    error::Error,
+    files, fit,
+    lock::Locks,
+    notify::Notifier,
+    state::Agent,
+    told::{Rings, Told},
+};
 use crate::{
     api::{self, Command, Commands, SocketFile},
     dataplane::{self, DataPlane},
@@ -16,7 +24,7 @@ use crate::{
 pub(super) async fn start(
     options: &Options,
     notifier: Notifier,
-) -> Result<(Agent, mpsc::Receiver<Command>), Error> {
+) -> Result<(Agent, Rings, mpsc::Receiver<Command>), Error> {
     let mut loaded = files::load(&options.config).map_err(Error::Config)?;
     if let Some(socket) = &options.socket {
         loaded.config.api.socket.clone_from(socket);
@@ -34,18 +42,22 @@ pub(super) async fn start(
     locks.take_pin_dir(&pin_dir)?;
     // An address in use is found out before anything is pinned.
     let (commands, socket) = listen(&loaded.config).await?;
-    let plane = open_data_plane(&pin_dir, loaded.config.max_flows)?;
+    let mut told = Told::default();
+    told.follow(&loaded.config).map_err(Error::Config)?;
+    let mut plane = open_data_plane(&pin_dir, loaded.config.max_flows)?;
     locks.take_pin_dir(&pin_dir)?;
     // A data plane that is attached answers for the VIPs itself.
     if plane.pinned_interfaces()?.is_empty() {
         fit::vips_are_free(&loaded.config, network.mirror(), &[]).await?;
     }
+    let rings = Rings::of(&mut plane)?;
     let mut agent = Agent::new(options, loaded, network, plane, notifier, socket, locks);
+    agent.told = told;
     agent.look_up_hops().await;
     agent.follow_groups().await;
     agent.hops.learn(agent.network.mirror());
     agent.hops.provoke(agent.network.handle(), agent.network.mirror()).await;
-    Ok((agent, commands))
+    Ok((agent, rings, commands))
 }
 
 impl Agent {
@@ -76,6 +88,7 @@ impl Agent {
             let Some(mode) = self.attachments.mode(interface) else { continue };
             info!(interface, xdp_mode = %mode, vip = %vips, adopted = self.plane.adopted(), "ready");
         }
+        self.announce_flow_log();
         self.notifier.ready(&format!("Serving {vips}"));
     }
 }

@@ -14,7 +14,8 @@ use lb_core::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Options, attach::Attachments, files::Loaded, fit, lock::Locks, notify::Notifier, report::Reloaded, world,
+    Options, attach::Attachments, files::Loaded, fit, lock::Locks, notify::Notifier, report::Reloaded,
+    told::Told, world,
 };
 use crate::{
     api::SocketFile,
@@ -63,6 +64,8 @@ pub(super) struct Agent {
     pub(super) census: Census,
     /// When it was taken; `None`: what it says is no longer so.
     pub(super) census_at: Option<Instant>,
+    /// What the data plane told.
+    pub(super) told: Told,
     /// The way to systemd.
     pub(super) notifier: Notifier,
     /// Held while the agent lives.
@@ -110,6 +113,7 @@ impl Agent {
             announcements: 0,
             census: Census::default(),
             census_at: None,
+            told: Told::default(),
             notifier,
             _socket: socket,
             _locks: locks,
@@ -188,6 +192,7 @@ impl Agent {
             self.reset_due();
         }
         if self.announcements > 0 {
+            self.announcements -= 1;
             self.announce_vips();
         }
     }
@@ -195,13 +200,13 @@ impl Agent {
     /// Tells the neighbours where the VIPs are, if that is news: they may hold a MAC from before for minutes.
     pub(super) fn announce_if_moved(&mut self) {
         if self.attachments.take_unannounced(self.network.mirror()) {
-            self.announcements = ANNOUNCEMENTS;
+            self.announcements = ANNOUNCEMENTS - 1;
             self.announce_vips();
         }
     }
 
-    fn announce_vips(&mut self) {
-        self.announcements = self.announcements.saturating_sub(1);
+    /// Says once where the VIPs are.
+    pub(super) fn announce_vips(&self) {
         let mirror = self.network.mirror();
         for address in fit::vips(&self.config) {
             for interface in self.attachments.interfaces(mirror) {

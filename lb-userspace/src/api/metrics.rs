@@ -2,7 +2,10 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use lb_common::counters::{BackendCounters, Counter, Counters, Kind};
+use lb_common::{
+    counters::{BackendCounters, Counter, Counters, Kind},
+    maps::{HANDSHAKE_BOUNDS_NS, Handshakes},
+};
 
 use super::status::{BACKEND_STATES, Role, Status};
 
@@ -13,6 +16,8 @@ pub struct Figures {
     pub status: Status,
     /// Half-open flows of all services.
     pub half_open: u64,
+    /// Lines of the flow log that were lost.
+    pub log_lines_lost: u64,
     /// The data plane's counters, all CPUs.
     pub counters: Counters,
     /// For each service of `status`, for each of its backends.
@@ -28,6 +33,10 @@ pub struct BackendFigures {
     pub up: bool,
     /// Its traffic.
     pub counters: BackendCounters,
+    /// How long it took to answer SYNs.
+    pub handshakes: Handshakes,
+    /// SYNs that it never answered.
+    pub unanswered: u64,
     /// NAT ports that are not free.
     pub nat_ports: u64,
     /// Its checks.
@@ -210,8 +219,24 @@ fn backends(page: &mut Page, figures: &Figures) {
         "Handshakes that the backend did not complete.",
     );
     for (service, backend, figures) in all() {
-        let labels = [("service", service), ("backend", backend.name.as_str()), ("reason", "refused")];
-        page.sample("backend_handshake_failures_total", &labels, figures.counters.refused);
+        for (reason, value) in [("refused", figures.counters.refused), ("timeout", figures.unanswered)] {
+            let labels = [("service", service), ("backend", backend.name.as_str()), ("reason", reason)];
+            page.sample("backend_handshake_failures_total", &labels, value);
+        }
+    }
+    page.family("backend_handshake_seconds", "histogram", "From a SYN to the backend's SYN-ACK.");
+    for (service, backend, figures) in all() {
+        let labels = [("service", service), ("backend", backend.name.as_str())];
+        page.handshakes("backend_handshake_seconds", &labels, &figures.handshakes);
+    }
+    page.family("backend_resets_total", "counter", "Established flows of the backend that a RST ended.");
+    for (service, backend, figures) in all() {
+        let counters = &figures.counters;
+        for (reason, value) in [("backend", counters.reset_by_backend), ("client", counters.reset_by_client)]
+        {
+            let labels = [("service", service), ("backend", backend.name.as_str()), ("reason", reason)];
+            page.sample("backend_resets_total", &labels, value);
+        }
     }
     page.family("backend_checks_total", "counter", "Ended health checks of the backend.");
     for (service, backend, figures) in all() {
@@ -228,6 +253,15 @@ fn backends(page: &mut Page, figures: &Figures) {
 }
 
 fn data_plane(page: &mut Page, figures: &Figures) {
+    let counters = &figures.counters;
+    for (name, help, value) in [
+        ("vip_conflicts_total", "ARP packets by which another host claimed a VIP.", counters.vip_conflict),
+        ("events_lost_total", "Events of the data plane that the agent did not get.", counters.events_lost),
+        ("flow_log_lines_lost_total", "Lines of the flow log that were not written.", figures.log_lines_lost),
+    ] {
+        page.family(name, "counter", help);
+        page.sample(name, &[], value);
+    }
     for (kind, name, label, help) in [
         (Kind::Drop, "dropped_packets_total", "reason", "Packets for a VIP that went nowhere."),
         (Kind::Reset, "reset_packets_total", "reason", "Packets for a VIP that were answered with a RST."),
@@ -264,6 +298,18 @@ impl Page {
         self.sample(&bucket, &[labels, &[("le", "+Inf")]].concat(), histogram.count);
         self.line(&format!("{name}_sum"), labels, &histogram.sum.as_secs_f64().to_string());
         self.sample(&format!("{name}_count"), labels, histogram.count);
+    }
+
+    fn handshakes(&mut self, name: &str, labels: &[(&str, &str)], times: &Handshakes) {
+        let seconds = |ns: u64| Duration::from_nanos(ns).as_secs_f64().to_string();
+        let bounds = HANDSHAKE_BOUNDS_NS.into_iter().map(seconds).chain(["+Inf".to_owned()]);
+        let mut below = 0;
+        for (bound, in_bucket) in bounds.zip(times.buckets) {
+            below += in_bucket;
+            self.sample(&format!("{name}_bucket"), &[labels, &[("le", bound.as_str())]].concat(), below);
+        }
+        self.line(&format!("{name}_sum"), labels, &seconds(times.sum));
+        self.sample(&format!("{name}_count"), labels, below);
     }
 
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: &str) {

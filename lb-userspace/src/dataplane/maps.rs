@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
-    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf},
 };
 use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, Filter, Flow, FlowKey, Interface, Lease, Load, Maglev, ReturnKey, Service,
-        ServiceKey, VipClaim, VipOnInterface, name,
+        self, AllowData, Backend, Filter, Flow, FlowKey, Handshakes, Interface, Lease, Load, Maglev,
+        ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface, name,
     },
 };
 use lb_core::reconcile::{Actual, FilterBits, Table};
@@ -34,6 +34,11 @@ pub(super) struct Maps {
     pub(super) lease: Array<MapData, Lease>,
     pub(super) counters: PerCpuArray<MapData, Counters>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
+    pub(super) handshakes: PerCpuArray<MapData, Handshakes>,
+    /// Until the agent reads them.
+    pub(super) signals: Option<RingBuf<MapData>>,
+    /// The same.
+    pub(super) events: Option<RingBuf<MapData>>,
     /// `loads`, in memory.
     pub(super) loads: Shared<Load>,
     /// `backends`, in memory: where a single field is to change.
@@ -70,6 +75,9 @@ impl Maps {
             lease: take(ebpf, name::LEASE)?,
             counters: take(ebpf, name::COUNTERS)?,
             backend_counters: take(ebpf, name::BACKEND_COUNTERS)?,
+            handshakes: take(ebpf, name::HANDSHAKES)?,
+            signals: Some(take(ebpf, name::SIGNALS)?),
+            events: Some(take(ebpf, name::EVENTS)?),
             loads: shared(&pinned(name::LOADS)?, name::LOADS, maps::LOAD_SLOTS)?,
             backend_fields: shared(&pinned(name::BACKENDS)?, name::BACKENDS, maps::MAX_BACKENDS)?,
             raw: Raw {

@@ -9,6 +9,7 @@
 //! | `port_table.rs`, `shared.rs` | port tables and other maps in memory |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
 //! | `resets.rs`, `raw_socket.rs` | ending flows at both ends |
+//! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `leaving.rs` | what is cleaned up about once a second |
 //! | `detach.rs` | removing it all |
 //! | `debug_log.rs` | the program's own messages, in builds with the feature `debug-log` |
@@ -38,8 +39,10 @@ mod port_table;
 mod privilege;
 mod raw_socket;
 mod resets;
+mod rings;
 mod shared;
 mod sweep;
+mod told;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,7 +66,9 @@ pub use self::{
     error::Error,
     flows::{FlowFilter, FlowState, FlowView},
     resets::Reason,
+    rings::Ring,
     sweep::SweepReport,
+    told::BackendPlace,
 };
 use self::{
     links::{Device, Origin},

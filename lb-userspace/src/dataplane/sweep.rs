@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    claim::{Claim, FREE_AT_ONCE, RESET, State},
+    claim::{Claim, FREE_AT_ONCE, RESET, SYN_ACKED, State},
     maps::{self, FlowKey, Load, name},
     nat::TIME_WAIT_NS,
 };
@@ -56,12 +56,15 @@ pub(super) struct Sweeper {
     forward: Forward,
     drift: Drift,
     leaving: Leaving,
+    /// SYNs that a backend never answered, by its number, since this process began.
+    pub(super) unanswered: BTreeMap<u16, u64>,
 }
 
 /// What a pass over a table found besides.
 #[derive(Debug, Default)]
 struct Pass {
     freed: u32,
+    unanswered: u64,
     /// Established flows whose backend was silent for too long.
     silent: Vec<(u16, Claim)>,
     claiming: Vec<(u16, Claim)>,
@@ -91,6 +94,7 @@ impl DataPlane {
                 let reason = self.resets.reason(number);
                 self.resets.end(&self.maps, table, slot, claim, reason, now_ns);
             }
+            *self.sweeper.unanswered.entry(number).or_default() += pass.unanswered;
             for (port, claim) in pass.silent {
                 let slot = Slot { backend: number, service, port };
                 let silent = is_silent(&self.maps, table, slot, claim, now_ns.saturating_sub(idle_ns))?;
@@ -175,7 +179,9 @@ fn pass(table: &PortTable, now_ns: u64, idle_ns: u64, epoch: Option<u32>) -> (Ba
                 pass.silent.push((port, claim));
             }
         } else if rest_ns(claim).is_some_and(|rest| silent_ns() > rest) {
-            pass.freed += u32::from(table.free(port, claim));
+            let freed = table.free(port, claim);
+            pass.freed += u32::from(freed);
+            pass.unanswered += u64::from(freed && claim.is(State::HalfOpen) && !claim.has(SYN_ACKED));
         }
     }
     (line, pass)

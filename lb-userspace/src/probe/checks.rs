@@ -126,6 +126,22 @@ impl Checks {
         }
     }
 
+    /// The data plane saw a backend refuse a handshake: it is probed at once, and two refusals are a verdict.
+    pub fn refused(&mut self, backend: &BackendKey) -> Option<Changed> {
+        let check = self.checks.get_mut(backend)?;
+        let flip = check.health.on_refusal(Instant::now())?;
+        check.since = SystemTime::now();
+        let standing = std::mem::replace(&mut check.accepts, false);
+        Some(Changed { backend: *backend, flip: Some(flip), standing })
+    }
+
+    /// The data plane saw a backend end several connections at once: it is probed at once.
+    pub fn suspected(&mut self, backend: &BackendKey) {
+        if let Some(check) = self.checks.get_mut(backend) {
+            check.health.on_suspicion(Instant::now());
+        }
+    }
+
     /// Starts each probe that is due; gives up one that never ended.
     fn start_due(&mut self, now: Instant) -> Option<Changed> {
         for (key, check) in &mut self.checks {

@@ -2,6 +2,7 @@
 
 mod build;
 mod program;
+mod rings;
 pub mod scene;
 pub mod v6;
 mod verify;

@@ -32,7 +32,7 @@ pub struct Ran {
 }
 
 pub struct Program {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     filter: Filter,
 }
 
@@ -127,8 +127,13 @@ impl Program {
 
     /// Gives every Maglev slot of a service to one backend, or to none.
     pub fn maglev(&mut self, service: u16, backend: u16) {
+        self.maglev_of(service, |_| backend);
+    }
+
+    /// Gives each Maglev slot of a service to a backend.
+    pub fn maglev_of(&mut self, service: u16, owner: impl Fn(usize) -> u16) {
         let mut table = Array::<MapData, Maglev>::create(1, 0).expect("a Maglev table");
-        table.set(0, Maglev { slots: [backend; MAGLEV_SLOTS as usize + 1] }, 0).expect("set");
+        table.set(0, Maglev { slots: std::array::from_fn(owner) }, 0).expect("set");
         let mut maglev: ArrayOfMaps<_, Array<MapData, Maglev>> =
             self.ebpf.map_mut(name::MAGLEV).expect("maglev").try_into().expect("an array of maps");
         maglev.set(u32::from(service), &table, 0).expect("set");

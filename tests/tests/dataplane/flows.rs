@@ -301,7 +301,7 @@ impl Maps {
             epoch: 0,
             last_ack: 0,
             edge: 0,
-            reserved: 0,
+            established: 0,
             backend,
             nat_port: Port::new(port),
             client_mac: Mac::UNKNOWN,

@@ -37,9 +37,13 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     // SAFETY: `at` checked that the header lies in the frame.
     let header = unsafe { &*ip };
     if header.next_header() == protocol::ICMPV6
-        && let Some(outcome) = neighbour(ctx, &frame, &link, header, own_mac)
+        && let Some(message) = frame.at::<Solicitation>(link.l3 + IPV6_LEN)
     {
-        return outcome;
+        // SAFETY: `at` checked that the message lies in the frame.
+        let (kind, target) = unsafe { ((*message).type_code, (*message).target) };
+        if kind == Neighbour::SOLICITATION || kind == Neighbour::ADVERTISEMENT {
+            return neighbour(ctx, &link, header, own_mac, kind, target);
+        }
     }
     let destination = Addr::from_words(header.destination);
     // The table has IPv4 VIPs as IPv4-mapped addresses, which no IPv6 packet is sent to.
@@ -62,46 +66,48 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
 }
 
 /// Neighbour discovery (RFC 4861): a solicitation for the VIP is answered, to its group or to the VIP alike, also that of
-/// a host that tries whether the address is free (RFC 4862 section 5.4). `None`: none of ours, or not about a VIP.
+/// a host that tries whether the address is free (RFC 4862 section 5.4). What is not about a VIP is passed, unless it is
+/// sent to one.
 #[inline(always)]
-fn neighbour(ctx: &XdpContext, frame: &Frame, link: &Link, header: &Ipv6, own_mac: Mac) -> Option<Outcome> {
-    let message = frame.at::<Solicitation>(link.l3 + IPV6_LEN)?;
-    // SAFETY: `at` checked that the message lies in the frame.
-    let (kind, words) = unsafe { ((*message).type_code, (*message).target) };
-    if kind != Neighbour::SOLICITATION && kind != Neighbour::ADVERTISEMENT {
-        return None;
-    }
+fn neighbour(
+    ctx: &XdpContext,
+    link: &Link,
+    header: &Ipv6,
+    own_mac: Mac,
+    kind: u16,
+    words: [u32; 4],
+) -> Outcome {
     let target = Addr::from_words(words);
     let fits = u16::from_be(header.payload_length) as u32 >= NEIGHBOUR_MIN_LEN
         && length(ctx) >= link.l3 + IPV6_LEN + u16::from_be(header.payload_length) as u32;
-    if target.is_v4() || !is_vip(target) || !header.is_sound() || !fits {
-        return None;
-    }
     // SAFETY: `Link::parse` checked that the header lies in the frame.
     let (to_mac, asker) = unsafe { ((*link.ethernet).destination, (*link.ethernet).source) };
-    let to_target = header.destination == words;
-    if (to_mac != own_mac && !to_mac.is_group()) || !(to_target || header.is_to_group()) {
-        return None;
+    let to_us = to_mac == own_mac || to_mac.is_group();
+    let to_target = header.destination == words || header.is_to_group();
+    if target.is_v4() || !header.is_sound() || !fits || !to_us || !to_target || !is_vip(target) {
+        let destination = Addr::from_words(header.destination);
+        let for_vip = to_mac == own_mac && !destination.is_v4() && is_vip(destination);
+        return if for_vip { Err(Counter::NdOther) } else { Ok(xdp_action::XDP_PASS) };
     }
     if header.hop_limit() != Neighbour::HOP_LIMIT {
-        return Some(Err(Counter::NdOther));
+        return Err(Counter::NdOther);
     }
     let claims = kind == Neighbour::ADVERTISEMENT || header.source == words;
     if claims {
         if asker != own_mac {
             count::count(Counter::VipConflict);
         }
-        return Some(Err(Counter::NdOther));
+        return Err(Counter::NdOther);
     }
     // SAFETY: an entry's value is one word.
     let claim = unsafe { VIPS.get(VipOnInterface { address: target, ifindex: ingress(ctx) }) };
     if link.tags[0] != 0 || claim.is_none_or(|claim| claim.answered == 0) {
-        return Some(Err(Counter::NdElsewhere));
+        return Err(Counter::NdElsewhere);
     }
     if !owns_vip() {
-        return Some(Err(Counter::Fenced));
+        return Err(Counter::Fenced);
     }
-    Some(advertise(ctx, words, header.source, asker, own_mac))
+    advertise(ctx, words, header.source, asker, own_mac)
 }
 
 /// Turns the frame, which has no tags, into the answer to `asker`; to all nodes if it has no address yet.

@@ -114,9 +114,11 @@ fn echo(mut connection: TcpStream) {
     while ready.is_ok() {
         match connection.read(&mut buffer) {
             Ok(length) if length > 0 && connection.write_all(&buffer[..length]).is_ok() => {}
-            _ => return,
+            _ => break,
         }
     }
+    // The server keeps a descriptor of it, which would leave it half closed.
+    let _it_may_be_gone = connection.shutdown(Shutdown::Both);
 }
 
 /// What became of one busy connection.

@@ -116,16 +116,16 @@ fn busy_connections_and_pings_survive_the_agent() {
     busy.wait_progress(20, LIMIT).unwrap();
     let (sent, answered) = ping(client, 200);
     assert_eq!(answered, sent, "pings");
-    let outcomes = busy.finish();
-    let broken: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.broken.as_ref()).collect();
-    let exchanges: u64 = outcomes.iter().map(|outcome| outcome.exchanges).sum();
-    println!("{BUSY} connections, {exchanges} exchanges, {} broken", broken.len());
-    assert!(broken.is_empty(), "{broken:?}");
     for server in &servers {
         let peers = server.peers();
         let through = peers.iter().filter(|peer| peer.ip() == VIP6).count();
         assert!(through > 0, "traffic comes from the VIP: {peers:?}");
     }
+    let outcomes = busy.finish();
+    let broken: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.broken.as_ref()).collect();
+    let exchanges: u64 = outcomes.iter().map(|outcome| outcome.exchanges).sum();
+    println!("{BUSY} connections, {exchanges} exchanges, {} broken", broken.len());
+    assert!(broken.is_empty(), "{broken:?}");
 
     let refused =
         lab.host("etcd-1").run(|| std::net::TcpStream::connect_timeout(&vip(), Duration::from_millis(300)));

@@ -87,8 +87,6 @@ counters! {
         protocol => Protocol,
         /// The next hop toward the backend or client is not known yet.
         no_next_hop => NoNextHop,
-        /// A tagged frame for a VIP whose next hop has other tags than it came with.
-        vlan => Vlan,
         /// A RST for a connection that is not known.
         unknown_rst => UnknownRst,
         /// A frame that the kernel would not let us lengthen or shorten.
@@ -115,6 +113,8 @@ counters! {
         flow_reset => FlowReset,
     }
     Event {
+        /// Packets that do not fit into the MTU toward their destination: answered with what does.
+        too_big => TooBig,
         /// ARP requests for the VIP answered.
         arp_reply => ArpReply,
         /// Neighbour solicitations for the VIP answered.

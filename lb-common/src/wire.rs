@@ -252,6 +252,39 @@ impl Icmp {
     }
 }
 
+/// Fragmentation needed (RFC 1191 section 4), and packet too big (RFC 4443 section 3.2), before the packet that they quote.
+#[repr(C)]
+pub struct IcmpTooBig {
+    /// Type in the first octet, code in the second.
+    pub type_code: u16,
+    /// Checksum.
+    pub check: u16,
+    /// Unused; with IPv6 the upper half of the MTU.
+    pub zero: u16,
+    /// What fits, octets of an IP packet.
+    pub mtu: u16,
+}
+
+impl IcmpTooBig {
+    /// IPv4's, without a checksum.
+    #[inline(always)]
+    pub const fn v4(mtu: u16) -> Self {
+        Self { type_code: u16::from_ne_bytes([3, 4]), check: 0, zero: 0, mtu: mtu.to_be() }
+    }
+
+    /// IPv6's, without a checksum.
+    #[inline(always)]
+    pub const fn v6(mtu: u16) -> Self {
+        Self { type_code: u16::from_ne_bytes([2, 0]), check: 0, zero: 0, mtu: mtu.to_be() }
+    }
+
+    /// The sum of its words; the checksum's counts as 0.
+    #[inline(always)]
+    pub const fn sum(&self) -> u64 {
+        self.type_code as u64 + self.mtu as u64
+    }
+}
+
 const _: () = {
     assert!(size_of::<Ethernet>() == 14 && size_of::<Vlan>() == 4 && size_of::<Arp>() == 28);
     assert!(size_of::<Ipv4>() == IPV4_LEN as usize && size_of::<Tcp>() == 20 && size_of::<Icmp>() == 8);

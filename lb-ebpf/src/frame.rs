@@ -223,6 +223,22 @@ pub unsafe fn put_mac(place: *mut Mac, mac: Mac) {
     }
 }
 
+/// Copies an address word by word: as one copy it becomes a call of `memmove`, which a BPF program does not have.
+///
+/// # Safety
+/// Both are valid and aligned to 4.
+#[inline(always)]
+pub unsafe fn put_address(to: *mut Addr, from: *const Addr) {
+    let (to, from) = (to.cast::<u32>(), from.cast::<u32>());
+    // SAFETY: an address has four words; the caller vouches for the pointers.
+    unsafe {
+        to.write_volatile(from.read_volatile());
+        to.add(1).write_volatile(from.add(1).read_volatile());
+        to.add(2).write_volatile(from.add(2).read_volatile());
+        to.add(3).write_volatile(from.add(3).read_volatile());
+    }
+}
+
 /// Shortens or lengthens the frame to `wanted` octets. Every pointer into it is void afterwards.
 #[inline(always)]
 pub fn resize(ctx: &XdpContext, wanted: u32) -> Result<(), Counter> {

@@ -6,6 +6,7 @@
 //! | `established.rs` | is the packet for us, and the established path in both directions |
 //! | `client.rs`, `backend.rs` | packets of clients and of backends that are not on the established path |
 //! | `life.rs` | promotion and demotion of a flow |
+//! | `onward.rs`, `mss.rs`, `vlan.rs`, `too_big.rs` | the end of the way of a packet off the established path |
 //! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
 //! | `suspect.rs`, `signal.rs` | backends that new flows pass over; what the agent is told |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
@@ -31,14 +32,18 @@ mod life;
 mod log;
 mod lookup;
 mod maps;
+mod mss;
 mod nat;
 mod new;
+mod onward;
 mod other;
 mod other_v6;
 mod port;
 mod reset;
 mod signal;
 mod suspect;
+mod too_big;
+mod vlan;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{counters::Counter, maps::program};
@@ -68,6 +73,24 @@ fn from_backend(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn new_flow(ctx: XdpContext) -> u32 {
     finish(&ctx, new::handle(&ctx))
+}
+
+/// A packet that changes its flow.
+#[xdp(frags)]
+fn life(ctx: XdpContext) -> u32 {
+    finish(&ctx, life::handle(&ctx))
+}
+
+/// Sends a packet that is not on the established path.
+#[xdp(frags)]
+fn onward(ctx: XdpContext) -> u32 {
+    finish(&ctx, onward::handle(&ctx))
+}
+
+/// Answers a packet that does not fit where it would be sent.
+#[xdp(frags)]
+fn too_big(ctx: XdpContext) -> u32 {
+    finish(&ctx, too_big::handle(&ctx))
 }
 
 /// Turns a packet into the RST that answers it.

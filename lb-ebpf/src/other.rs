@@ -6,7 +6,7 @@ use lb_common::{
     addr::{Addr, Mac},
     checksum::Delta,
     counters::Counter,
-    maps::{VipOnInterface, program},
+    maps::{Interface, VipOnInterface, program},
     tcp,
     wire::{Arp, Icmp, Ipv4, ethertype, protocol},
 };
@@ -16,7 +16,7 @@ use crate::{
     frame::{Frame, Link, TcpPacket, ingress, put_mac},
     handover,
     maps::{LEASE, VIPS},
-    nat::interface_mac,
+    nat::interface,
     signal,
 };
 
@@ -27,7 +27,9 @@ const ANY_INTERFACE: u32 = 0;
 pub fn handle(ctx: &XdpContext) -> Outcome {
     let frame = Frame::new(ctx);
     let Some(link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
-    let Some(own_mac) = interface_mac(ingress(ctx)) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(&Interface { mac: own_mac, .. }) = interface(ingress(ctx)) else {
+        return Ok(xdp_action::XDP_PASS);
+    };
     match link.ethertype {
         ethertype::ARP => match frame.at::<Arp>(link.l3) {
             // SAFETY: `at` checked that the packet lies in the frame.

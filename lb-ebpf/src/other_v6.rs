@@ -6,7 +6,7 @@ use lb_common::{
     addr::{Addr, Mac},
     checksum::Delta,
     counters::Counter,
-    maps::{ReturnKey, ServiceKey, VipOnInterface, program},
+    maps::{Interface, ReturnKey, ServiceKey, VipOnInterface, program},
     wire::{
         ECHO_REPLY_V6, ECHO_REQUEST_V6, Ethernet, Extension, IPV6_LEN, Icmp, Ipv6, NEIGHBOUR_LEN,
         NEIGHBOUR_MIN_LEN, Neighbour, extension, protocol,
@@ -18,7 +18,7 @@ use crate::{
     frame::{Frame, Link, MAX_EXTENSIONS, TcpPacket, ingress, length, put_mac, resize},
     handover,
     maps::{FORGET, RETURNS, SERVICE_PORTS, VIPS},
-    nat::interface_mac,
+    nat::interface,
     other::{closed_port, is_vip, owns_vip},
 };
 
@@ -32,7 +32,9 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let Some(mut link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
     link.l3 = forget(link.l3)? & 0x1f;
     link.tags = zerocopy::transmute!(forget(zerocopy::transmute!(link.tags))?);
-    let Some(own_mac) = interface_mac(ingress(ctx)) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(&Interface { mac: own_mac, .. }) = interface(ingress(ctx)) else {
+        return Ok(xdp_action::XDP_PASS);
+    };
     let Some(ip) = frame.at::<Ipv6>(link.l3) else { return Ok(xdp_action::XDP_PASS) };
     // SAFETY: `at` checked that the header lies in the frame.
     let header = unsafe { &*ip };

@@ -81,7 +81,7 @@ counters! {
         extension_headers => ExtensionHeaders,
         /// A VIP in a frame that was sent to a group MAC.
         group_mac => GroupMac,
-        /// ICMP to the VIP that is no echo request.
+        /// ICMP to the VIP that is no echo request and no error about a flow.
         icmp => Icmp,
         /// A protocol that is neither TCP nor ICMP.
         protocol => Protocol,
@@ -115,6 +115,8 @@ counters! {
     Event {
         /// Packets that do not fit into the MTU toward their destination: answered with what does.
         too_big => TooBig,
+        /// ICMP errors about a flow, sent on to its other end.
+        icmp_translated => IcmpTranslated,
         /// ARP requests for the VIP answered.
         arp_reply => ArpReply,
         /// Neighbour solicitations for the VIP answered.

@@ -124,6 +124,12 @@ impl Ipv4 {
         self.fragment & 0x3fffu16.to_be() != 0
     }
 
+    /// An offset: a fragment that does not begin with the next header.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        self.fragment & 0x1fffu16.to_be() != 0
+    }
+
     /// Time to live, hops.
     #[inline(always)]
     pub const fn ttl(&self) -> u8 {
@@ -244,6 +250,25 @@ impl Icmp {
     pub const ECHO_REQUEST: u16 = u16::from_ne_bytes([8, 0]);
     /// Echo reply, code 0.
     pub const ECHO_REPLY: u16 = u16::from_ne_bytes([0, 0]);
+
+    /// Whether it is an error that quotes a packet: destination unreachable, fragmentation needed among them, or time
+    /// exceeded.
+    #[inline(always)]
+    pub const fn is_error(&self) -> bool {
+        matches!(self.kind(), 3 | 11)
+    }
+
+    /// Whether it is an error of ICMPv6 that quotes a packet: destination unreachable, packet too big, or time exceeded
+    /// (RFC 4443 sections 3.1 to 3.3).
+    #[inline(always)]
+    pub const fn is_error_v6(&self) -> bool {
+        matches!(self.kind(), 1..=3)
+    }
+
+    #[inline(always)]
+    const fn kind(&self) -> u8 {
+        self.type_code.to_ne_bytes()[0]
+    }
 
     /// The checksum after the request has become a reply.
     #[inline(always)]

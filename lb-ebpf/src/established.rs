@@ -187,7 +187,7 @@ fn from_backend(ctx: &XdpContext, link: &Link, here: &Interface, packet: &TcpPac
 
 /// The interface that a packet leaves by: nearly always the one that it came in by.
 #[inline(always)]
-fn way_out<'a>(here: &'a Interface, ifindex: u32) -> Option<&'a Interface> {
+fn way_out(here: &Interface, ifindex: u32) -> Option<&Interface> {
     if ifindex == here.ifindex { Some(here) } else { nat::interface(ifindex) }
 }
 

@@ -48,7 +48,7 @@ fn step(said: &Change, flow: &Flow) {
     let now = age_stamp(clock::coarse());
     // The forward entry first: whoever sees the claim established finds it. `flows` has room for it, since SYNs are
     // refused before it could be full.
-    if promotes && !is_inserted(FLOWS.insert(&said.key, established(flow, now), BPF_NOEXIST.into())) {
+    if promotes && !is_inserted(FLOWS.insert(said.key, established(flow, now), BPF_NOEXIST.into())) {
         count::count(Counter::PromotionFailed);
         return;
     }

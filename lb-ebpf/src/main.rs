@@ -11,6 +11,7 @@
 //! | `suspect.rs`, `signal.rs` | backends that new flows pass over; what the agent is told |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `ipv6.rs`, `other_v6.rs` | the same for IPv6: what differs between the families |
+//! | `icmp.rs` | ICMP errors about a flow, to its other end |
 //! | `reset.rs` | the RST that answers a packet |
 //! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `log.rs`, `maps.rs` | the tools of the above |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -27,6 +28,7 @@ mod count;
 mod established;
 mod frame;
 mod handover;
+mod icmp;
 mod ipv6;
 mod life;
 mod log;
@@ -91,6 +93,12 @@ fn onward(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn too_big(ctx: XdpContext) -> u32 {
     finish(&ctx, too_big::handle(&ctx))
+}
+
+/// ICMP errors about a flow.
+#[xdp(frags)]
+fn icmp(ctx: XdpContext) -> u32 {
+    finish(&ctx, icmp::handle(&ctx))
 }
 
 /// Turns a packet into the RST that answers it.

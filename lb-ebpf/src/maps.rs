@@ -75,7 +75,7 @@ pub static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 #[btf_map(name = "handover")]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 
-/// See `other_v6::forget`.
+/// See `frame::forget`.
 #[btf_map(name = "forget")]
 pub static FORGET: PerCpuArray<u32, 1> = PerCpuArray::new();
 

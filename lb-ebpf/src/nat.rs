@@ -45,7 +45,7 @@ pub unsafe fn rewrite(ip: Ip, tcp: *mut Tcp, from: End, to: End) -> Result<(), C
 
 /// Returns the change of the pseudo-header.
 #[inline(always)]
-fn rewrite_v4(ip: &mut Ipv4, from: Addr, to: Addr) -> Result<Delta, Counter> {
+pub fn rewrite_v4(ip: &mut Ipv4, from: Addr, to: Addr) -> Result<Delta, Counter> {
     if ip.ttl() <= 1 {
         return Err(Counter::TtlExpired);
     }
@@ -61,7 +61,7 @@ fn rewrite_v4(ip: &mut Ipv4, from: Addr, to: Addr) -> Result<Delta, Counter> {
 
 /// The same; IPv6 has no checksum of its own (RFC 8200 section 3).
 #[inline(always)]
-fn rewrite_v6(ip: &mut Ipv6, from: Addr, to: Addr) -> Result<Delta, Counter> {
+pub fn rewrite_v6(ip: &mut Ipv6, from: Addr, to: Addr) -> Result<Delta, Counter> {
     if ip.hop_limit() <= 1 {
         return Err(Counter::TtlExpired);
     }

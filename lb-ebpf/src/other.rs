@@ -17,7 +17,7 @@ use crate::{
     handover,
     maps::{LEASE, VIPS},
     nat::interface,
-    signal,
+    signal, tail_call,
 };
 
 /// The entry of `vips` that says that an address is ours at all.
@@ -122,7 +122,9 @@ fn handle_ipv4(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv4, own_
     }
     match TcpPacket::parse(ctx, frame, link) {
         Ok(packet) => closed_port(ctx, link, &packet),
-        Err(Counter::Protocol) if header.protocol() == protocol::ICMP => ping(frame, link, header, own_mac),
+        Err(Counter::Protocol) if header.protocol() == protocol::ICMP => {
+            icmp(ctx, frame, link, header, own_mac)
+        }
         Err(reason) => Err(reason),
     }
 }
@@ -141,12 +143,15 @@ pub fn closed_port(ctx: &XdpContext, link: &Link, packet: &TcpPacket) -> Outcome
 }
 
 /// Echo requests (RFC 792) are answered in place. The data's checksum is not checked: a reply to a corrupted request is
-/// corrupted by the same amount, and its receiver drops it.
+/// corrupted by the same amount, and its receiver drops it. Errors may be about a flow.
 #[inline(always)]
-fn ping(frame: &Frame, link: &Link, ip: &mut Ipv4, own_mac: Mac) -> Outcome {
+fn icmp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: &mut Ipv4, own_mac: Mac) -> Outcome {
     let Some(icmp) = frame.at::<Icmp>(link.l3 + ip.header_len()) else { return Err(Counter::Malformed) };
     // SAFETY: `at` checked that the header lies in the frame.
     let icmp = unsafe { &mut *icmp };
+    if icmp.is_error() {
+        return tail_call(ctx, program::ICMP_INDEX);
+    }
     // Options would have to be reversed (RFC 1122 section 3.2.2.6); nobody sends them.
     if icmp.type_code != Icmp::ECHO_REQUEST || ip.version_ihl != 0x45 {
         return Err(Counter::Icmp);

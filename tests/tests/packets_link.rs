@@ -208,13 +208,3 @@ fn what_does_not_fit_is_answered_in_ipv6_too() {
         assert_eq!(icmp[8..], whole[14..][..128], "the packet as it came");
     }
 }
-
-/// 0 over octets that hold their own right checksum.
-fn internet_sum(octets: &[u8]) -> u16 {
-    let mut sum: u32 =
-        octets.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    !(sum as u16)
-}

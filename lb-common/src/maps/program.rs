@@ -22,6 +22,8 @@ pub const LIFE: &str = "life";
 pub const ONWARD: &str = "onward";
 /// Answers a packet that does not fit where it would be sent.
 pub const TOO_BIG: &str = "too_big";
+/// ICMP errors about a flow, translated in both directions.
+pub const ICMP: &str = "icmp";
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
 pub const PASS: &str = "pass";
 
@@ -45,8 +47,10 @@ pub const LIFE_INDEX: u32 = 7;
 pub const ONWARD_INDEX: u32 = 8;
 /// Index of [`TOO_BIG`] in the map `programs`.
 pub const TOO_BIG_INDEX: u32 = 9;
+/// Index of [`ICMP`] in the map `programs`.
+pub const ICMP_INDEX: u32 = 10;
 /// The tail-called programs by index.
-pub const TAIL_CALLED: [(&str, u32); 10] = [
+pub const TAIL_CALLED: [(&str, u32); 11] = [
     (CLIENT, CLIENT_INDEX),
     (BACKEND, BACKEND_INDEX),
     (NEW, NEW_INDEX),
@@ -57,4 +61,5 @@ pub const TAIL_CALLED: [(&str, u32); 10] = [
     (LIFE, LIFE_INDEX),
     (ONWARD, ONWARD_INDEX),
     (TOO_BIG, TOO_BIG_INDEX),
+    (ICMP, ICMP_INDEX),
 ];

@@ -7,8 +7,8 @@ use lb_common::{
     claim::Claim,
     counters::Counter,
     maps::{
-        BACKEND_USED, FLOW_CLOSING, Filter, Flow, FlowKey, Interface, Record, ReturnKey, ServiceKey,
-        filter_bit_of_address, program,
+        BACKEND_USED, FLOW_CLOSING, FLOW_DSR, Filter, Flow, FlowKey, Interface, Record, ReturnKey,
+        ServiceKey, filter_bit_of_address, program,
     },
     tcp,
     wire::{Arp, Ipv4, Ipv6, ethertype},
@@ -139,7 +139,9 @@ fn from_client(ctx: &XdpContext, link: &Link, here: &Interface, packet: &TcpPack
     let to = End { address: backend.address, port: backend.port };
     // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
     unsafe {
-        nat::rewrite(packet.ip, packet.tcp, from, to)?;
+        if flow.flags & FLOW_DSR == 0 {
+            nat::rewrite(packet.ip, packet.tcp, from, to)?;
+        }
         nat::transmit(ctx, link.ethernet, out, backend.hop.mac)
     }
 }

@@ -6,7 +6,7 @@ use lb_common::{
     addr::{Addr, Port},
     checksum::Delta,
     counters::Counter,
-    maps::{FlowKey, ReturnKey, ServiceKey},
+    maps::{FLOW_DSR, FlowKey, ReturnKey, ServiceKey},
     wire::{IPV6_LEN, Icmp, Ipv4, Ipv6, ethertype, protocol},
 };
 
@@ -39,14 +39,16 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let icmp = frame.at::<Icmp>(l4).ok_or(Counter::Malformed)?;
     find(&quote, ports)?;
     let way = handover::onward().ok_or(Counter::TailCall)?;
-    // SAFETY: `at` checked that both lie in the frame, and that what `rewrite` needs does; headers do not overlap.
-    unsafe {
-        let ports = rewrite_ports(ports, way);
-        let said = match link.ethertype {
-            ethertype::IPV4 => rewrite_v4(&frame, link.l3, l4, way)?,
-            _ => rewrite_v6(&frame, link.l3, l4, way)?,
-        };
-        (*icmp).check = said.and(ports).apply((*icmp).check);
+    if way.as_it_is == 0 {
+        // SAFETY: `at` checked that both lie in the frame, and that what `rewrite` needs does; headers do not overlap.
+        unsafe {
+            let ports = rewrite_ports(ports, way);
+            let said = match link.ethertype {
+                ethertype::IPV4 => rewrite_v4(&frame, link.l3, l4, way)?,
+                _ => rewrite_v6(&frame, link.l3, l4, way)?,
+            };
+            (*icmp).check = said.and(ports).apply((*icmp).check);
+        }
     }
     let out = interface(way.ifindex).ok_or(Counter::NoNextHop)?;
     count::count(Counter::IcmpTranslated);
@@ -211,6 +213,10 @@ fn to_backend(key: &FlowKey) -> Result<(), Counter> {
     // SAFETY: a live map value, only read.
     let flow = unsafe { &*flow };
     let (_, _, backend) = record_of(key, flow).ok_or(Counter::Icmp)?;
+    if flow.flags & FLOW_DSR != 0 {
+        handover::put_onward_as_it_is(&backend.hop);
+        return Ok(());
+    }
     let from = End { address: backend.address, port: backend.port };
     let to = End { address: backend.source, port: flow.nat_port };
     handover::put_onward(from, to, backend.hop.ifindex, backend.hop.mac, backend.hop.tags);

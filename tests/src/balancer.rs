@@ -85,10 +85,13 @@ impl Balancer {
     ///
     /// If it cannot be written.
     pub fn write_config(&self, config: &str) -> Result<()> {
-        let mut text = config.to_owned();
-        if !config.lines().any(|line| line.trim() == "[api]") {
-            write!(text, "\n[api]\nsocket = {:?}\npin_dir = {:?}\n", self.socket, self.pin_dir)?;
-        }
+        // Never the defaults: those are the machine's own.
+        let ours = format!("socket = {:?}\npin_dir = {:?}\n", self.socket, self.pin_dir);
+        let text = match config.split_once("[api]\n") {
+            None => format!("{config}\n[api]\n{ours}"),
+            Some(_) if config.contains("pin_dir") => config.to_owned(),
+            Some((before, after)) => format!("{before}[api]\n{ours}{after}"),
+        };
         fs::write(&self.config, text).with_context(|| format!("cannot write {}", self.config.display()))
     }
 

@@ -16,7 +16,7 @@ use lb_common::{
 
 use crate::{
     Outcome, clock, count,
-    frame::{Frame, Link, TcpPacket, ingress},
+    frame::{self, Link, TcpPacket, ingress, length},
     handover,
     maps::{BACKENDS, FILTER, FLOWS, HALF_OPEN, RETURNS, SERVICE_PORTS, SERVICES, record},
     nat::{self, End},
@@ -25,7 +25,7 @@ use crate::{
 
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let (Some(link), Some(filter)) = (Link::parse(&frame), FILTER.get(0)) else {
         return Ok(xdp_action::XDP_PASS);
     };
@@ -33,7 +33,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         ethertype::IPV4 => match frame.at::<Ipv4>(link.l3) {
             // SAFETY: `at` checked that the header lies in the frame.
             Some(ip) if may_be_ours(filter, unsafe { (*ip).destination }) => {
-                tcp(ctx, &link, filter, TcpPacket::parse(ctx, &frame, &link), program::OTHER_INDEX)
+                tcp(ctx, &link, filter, TcpPacket::parse(&frame, &link, || length(ctx)), program::OTHER_INDEX)
             }
             _ => Ok(xdp_action::XDP_PASS),
         },

@@ -15,7 +15,7 @@ use lb_common::{
 
 use crate::{
     Outcome,
-    frame::{Frame, Ip, Link, TcpPacket, put_address, put_mac},
+    frame::{self, Ip, Link, TcpPacket, put_address, put_mac},
     maps::HANDOVER,
     nat::End,
     tail_call,
@@ -198,7 +198,7 @@ pub fn take(ctx: &XdpContext) -> Result<(Link, TcpPacket, u16), Counter> {
     let slot = unsafe { &*slot };
     // The masks change nothing: they tell the verifier what the first program knew. 14 + 2 tags; `frame::MAX_L4`.
     let (l3, l4) = (slot.l3 & 0x1f, slot.l4 & 0x1ff);
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let ethernet = frame.at::<Ethernet>(0).ok_or(Counter::Malformed)?;
     // IPv6's header is as long as IPv4's and TCP's together, so either family has it.
     let ip = Ip { start: frame.at::<Ipv6>(l3).ok_or(Counter::Malformed)?, is_v6: slot.is_v6 != 0 };
@@ -217,4 +217,4 @@ pub fn take(ctx: &XdpContext) -> Result<(Link, TcpPacket, u16), Counter> {
     Ok((link, packet, slot.number))
 }
 
-const _: () = assert!(crate::frame::MAX_L4 <= 0x1ff);
+const _: () = assert!(frame::MAX_L4 <= 0x1ff);

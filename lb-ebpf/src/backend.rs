@@ -52,7 +52,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         count::backend(number, |counters| counters.refused += 1);
     }
     record.last_seen = clock::coarse();
-    life::step(&key, flow, record, claim, step);
+    // What is refused is the client's last ACK of the handshake, never a backend's packet.
+    let _never = life::step(&key, flow, record, claim, step);
     let (ifindex, mac) = (record.ifindex, record.client_mac);
     if link.tags != [record.outer_tag, record.inner_tag] {
         return Err(Counter::Vlan);

@@ -96,7 +96,9 @@ fn known(
         flow.edge = segment.seq_end();
     }
     flow.last_seen = clock::coarse();
-    life::step(key, flow, record, claim, step);
+    if life::step(key, flow, record, claim, step).is_err() {
+        return reset::answer(ctx, Counter::ClientLimit);
+    }
     if link.tags != backend.hop.tags {
         return Err(Counter::Vlan);
     }

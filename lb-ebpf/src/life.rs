@@ -6,10 +6,11 @@ use lb_common::{
     claim::{self, Claim, State},
     counters::Counter,
     maps::{FLOW_CLOSING, Flow, FlowKey, Record},
+    pending::Window,
 };
 
 use crate::{
-    atomic, count,
+    atomic, choose, clients, clock, count,
     maps::{FLOWS, HALF_OPEN},
 };
 
@@ -20,29 +21,44 @@ const CLAIM_TRIES: u32 = 4;
 /// Both FINs and their acknowledgments.
 const FINS: u64 = claim::CLIENT_FIN | claim::BACKEND_FIN | claim::CLIENT_FIN_ACKED | claim::BACKEND_FIN_ACKED;
 
+/// The client has `max_flows_per_client`: the flow is closed instead of established.
+pub struct Refused;
+
 /// Takes the step that a packet says, atomically; exactly one CPU sees each change and does what follows from it.
 #[inline(always)]
-pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step: u64) {
+pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step: u64) -> Result<(), Refused> {
     if claim.after(step) == claim {
-        return;
+        return Ok(());
     }
     let promotes = step & claim::HANDSHAKE_DONE != 0 && claim.is(State::HalfOpen);
+    let enters = promotes && claim.after(step).is(State::Established);
+    if enters && !clients::enter(key) {
+        change(record, claim, claim::RESET);
+        return Err(Refused);
+    }
     // The forward entry first: whoever sees the claim established finds it. `flows` has room for it, since SYNs are
     // refused before it could be full.
     if promotes && !is_inserted(FLOWS.insert(key, flow, BPF_NOEXIST.into())) {
         count::count(Counter::PromotionFailed);
-        return;
+        if enters {
+            clients::leave(key);
+        }
+        return Ok(());
     }
     let Some((before, after)) = change(record, claim, step) else {
         if promotes {
             // The slot went to another flow meanwhile.
             let _gone_already = FLOWS.remove(key);
+            clients::leave(key);
         }
-        return;
+        return Ok(());
     };
     if before.is(State::HalfOpen) && after.is(State::Established) {
         let _gone_already = HALF_OPEN.remove(key);
         count::load(flow.backend, key.service, 1);
+        // After the load went up: for a moment it counts twice, but never not at all.
+        let now = Window::at(clock::coarse());
+        choose::complete(flow.backend, key.service, now, Window::from_number(flow.begun));
         count::count(Counter::FlowEstablished);
     }
     if before.is(State::Established) && after.is(State::Closed) {
@@ -50,6 +66,7 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         let _an_lru_makes_room = HALF_OPEN.insert(key, flow, 0);
         let _gone_already = FLOWS.remove(key);
         count::load(flow.backend, key.service, -1);
+        clients::leave(key);
         count::count(Counter::FlowClosed);
     } else if step & FINS != 0
         && let Some(entry) = FLOWS.get_ptr_mut(key)
@@ -58,6 +75,7 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
         // SAFETY: a live map value.
         unsafe { (*entry).flags |= FLOW_CLOSING };
     }
+    Ok(())
 }
 
 #[inline(always)]

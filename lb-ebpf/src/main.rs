@@ -6,7 +6,7 @@
 //! | `established.rs` | is the packet for us, and the established path in both directions |
 //! | `client.rs`, `backend.rs` | packets of clients and of backends that are not on the established path |
 //! | `life.rs` | promotion and demotion of a flow |
-//! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
+//! | `new.rs`, `choose.rs`, `port.rs`, `clients.rs` | a new flow: choosing the backend, claiming a NAT port, the limit per client |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `reset.rs` | the RST that answers a packet |
 //! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `log.rs`, `maps.rs` | the tools of the above |
@@ -16,7 +16,9 @@
 
 mod atomic;
 mod backend;
+mod choose;
 mod client;
+mod clients;
 mod clock;
 mod count;
 mod established;

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, Filter, Flow, FlowKey, Interface, LOAD_SLOTS, Layout, Lease, Load,
+        self, AllowData, Backend, ClientKey, ClientLoad, Filter, Flow, FlowKey, Interface, LOAD_SLOTS, Layout, Lease, Load,
         MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_SLOTS, Record,
         ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface,
     },
@@ -18,9 +18,9 @@ use crate::handover::Handover;
 
 /// The agent maps these into its memory.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
-/// LPM tries allocate their nodes as they come.
+/// LPM tries, and maps that are mostly empty, allocate their nodes as they come.
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
-// The loader sets the capacities of these two from `max_flows`.
+// The loader sets the capacities of these, and of `clients`, from `max_flows`.
 const FLOWS_CAPACITY: usize = maps::flows_capacity(maps::DEFAULT_MAX_FLOWS) as usize;
 const HALF_OPEN_CAPACITY: usize = maps::half_open_capacity(maps::DEFAULT_MAX_FLOWS) as usize;
 
@@ -52,6 +52,8 @@ pub static HALF_OPEN: LruHashMap<FlowKey, Flow, HALF_OPEN_CAPACITY> = LruHashMap
 pub static PORTS: ArrayOfMaps<PortTable, MAX_BACKENDS> = ArrayOfMaps::new();
 #[btf_map(name = "loads")]
 pub static LOADS: Array<Load, LOAD_SLOTS, MMAPABLE> = Array::new();
+#[btf_map(name = "clients")]
+pub static CLIENTS: HashMap<ClientKey, ClientLoad, FLOWS_CAPACITY, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "lease")]
 pub static LEASE: Array<Lease, 1> = Array::new();
 #[btf_map(name = "counters")]

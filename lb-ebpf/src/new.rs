@@ -5,18 +5,16 @@ use lb_common::{
     claim::State,
     counters::Counter,
     hash,
-    maps::{
-        ALLOW_SERVICE_BITS, AllowData, BACKEND_USED, Backend, Flow, FlowKey, MAGLEV_SLOTS, MAX_BACKENDS,
-        SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DROP, Service,
-    },
+    maps::{ALLOW_SERVICE_BITS, AllowData, Flow, FlowKey, SERVICE_ALLOW, SERVICE_DROP},
+    pending::Window,
 };
 
 use crate::{
-    Outcome, atomic, clock, count,
+    Outcome, atomic, choose, clients, clock, count,
     established::count_in,
     frame::ingress,
     handover, log,
-    maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, MAGLEV, SERVICES},
+    maps::{ALLOW, HALF_OPEN, LAYOUT, LEASE, SERVICES},
     nat::{self, End},
     port, reset,
 };
@@ -33,15 +31,20 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if service.flags & SERVICE_ALLOW != 0 && !is_allowed(&key) {
         return Err(Counter::NotAllowed);
     }
+    if service.max_flows_per_client != 0 && clients::is_at_limit(service, &key) {
+        return reset::answer(ctx, Counter::ClientLimit);
+    }
     if !has_room() {
         return reset::answer(ctx, Counter::TableFull);
     }
     let hash = hash::client(&service.seed, &key.client, Some(key.port));
-    let Some((number, backend)) = choose(service, &key, hash) else {
-        if service.flags & SERVICE_DROP != 0 {
+    let window = Window::at(now);
+    let (number, backend) = match choose::choose(service, &key, hash, window) {
+        Ok(chosen) => chosen,
+        Err(Counter::NoBackendReset) if service.flags & SERVICE_DROP != 0 => {
             return Err(Counter::NoBackendDrop);
         }
-        return reset::answer(ctx, Counter::NoBackendReset);
+        Err(reason) => return reset::answer(ctx, reason),
     };
     if backend.hop.mac.is_unknown() {
         return Err(Counter::NoNextHop);
@@ -76,7 +79,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         epoch: backend.epoch,
         last_ack: 0,
         edge: packet.segment.seq_end(),
-        reserved: 0,
+        begun: window.number(),
         backend: number,
         nat_port: port,
         client_mac,
@@ -109,23 +112,4 @@ fn has_room() -> bool {
         (Some(layout), Some(established)) => established < layout.max_flows as i64,
         _ => false,
     }
-}
-
-/// The backend that the service's Maglev table has for this client.
-#[inline(always)]
-fn choose(service: &Service, key: &FlowKey, hash: u64) -> Option<(u16, &'static Backend)> {
-    let hash = if service.flags & SERVICE_AFFINITY != 0 {
-        hash::client(&service.seed, &key.client, None)
-    } else {
-        hash
-    };
-    let slot = hash::slot(hash, MAGLEV_SLOTS);
-    let table = MAGLEV.get_value(key.service as u32, &0)?;
-    let number = *table.slots.get(slot as usize)?;
-    if number as usize >= MAX_BACKENDS {
-        return None;
-    }
-    let backend = BACKENDS.get(number as u32)?;
-    let ours = backend.flags & BACKEND_USED != 0 && backend.service == key.service;
-    if ours { Some((number, backend)) } else { None }
 }

@@ -1,0 +1,219 @@
+//! Which backend takes a new flow. The arithmetic is [`lb_common::choose`]; here are the walks: over the slots that follow
+//! the client's own, or over the turns; and over the live backends for the least loaded of them.
+//!
+//! Whoever takes a backend adds itself to its handshakes under way by compare-and-swap from the word that it judged by, so
+//! that two CPUs which choose at the same moment do not both take the last place.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated;
+use lb_common::{
+    choose::{self, Algorithm, Rank, TRIES, Verdict},
+    counters::Counter,
+    hash,
+    maps::{
+        BACKEND_USED, Backend, FlowKey, Load, MAGLEV_SLOTS, MAX_BACKENDS, Maglev, Service, Share,
+        load_of_backend, load_of_service,
+    },
+    pending::{Pending, Window},
+};
+
+use crate::{
+    atomic,
+    maps::{BACKENDS, LOADS, MAGLEV},
+};
+
+/// The choice under way. It lies on the caller's stack.
+struct Choice {
+    service: u32,
+    algorithm: Algorithm,
+    now: Window,
+    /// The service's flows with this one.
+    k: u64,
+    /// Where the walk begins: a slot, or a turn.
+    start: u32,
+    /// The best so far, and how loaded it is.
+    best: Rank,
+    best_number: u16,
+    /// The choice; `NO_BACKEND`: none yet.
+    number: u16,
+    /// A live backend was passed over for having `max_connections`.
+    full: bool,
+}
+
+const NONE: u16 = lb_common::maps::NO_BACKEND;
+
+/// The backend for a client, or why there is none: `BackendsFull`, or `NoBackendReset` where none is live. `hash` is that
+/// of the client's address and port.
+#[inline(always)]
+pub fn choose(
+    service: &Service,
+    key: &FlowKey,
+    hash: u64,
+    now: Window,
+) -> Result<(u16, &'static Backend), Counter> {
+    let number = key.service as u32;
+    let table = MAGLEV.get_value(number, &0).ok_or(Counter::NoBackendReset)?;
+    let algorithm = Algorithm::of(service.flags);
+    let totals = LOADS.get_ptr_mut(load_of_service(key.service)).ok_or(Counter::NoBackendReset)?;
+    let turns = matches!(algorithm, Algorithm::LeastConn | Algorithm::RoundRobin);
+    let start = if turns {
+        // SAFETY: a live map value, aligned to 8.
+        unsafe { atomic::fetch_add(&raw mut (*totals).turn, 1) as u32 }
+    } else if service.flags & lb_common::maps::SERVICE_AFFINITY != 0 {
+        hash::slot(hash::client(&service.seed, &key.client, None), MAGLEV_SLOTS)
+    } else {
+        hash::slot(hash, MAGLEV_SLOTS)
+    };
+    // SAFETY: a live map value; a copy of words that other CPUs change one by one.
+    let k = unsafe { (*totals).flows(now) }.all() + 1;
+    let idle = Rank::new(&Share { weight: 1, max_connections: 0 }, choose::Flows { established: 0, pending: 0 });
+    let mut choice = Choice {
+        service: number,
+        algorithm,
+        now,
+        k,
+        start,
+        best: idle,
+        best_number: NONE,
+        number: NONE,
+        full: false,
+    };
+    if !matches!(algorithm, Algorithm::LeastConn) {
+        each(TRIES + 1, ask, &mut choice);
+    }
+    if choice.number == NONE {
+        // From another one each time, so that equals take turns.
+        let live = table.live_count;
+        each(if live > MAX_BACKENDS as u32 { MAX_BACKENDS as u32 } else { live }, rank, &mut choice);
+        if choice.best_number != NONE {
+            choice.number = choice.best_number;
+            begin(load_of_backend(choice.number), now);
+        }
+    }
+    let backend = BACKENDS.get(choice.number as u32).filter(|backend| is_ours(backend, key.service));
+    match backend {
+        Some(backend) => {
+            begin(load_of_service(key.service), now);
+            Ok((choice.number, backend))
+        }
+        None if choice.full => Err(Counter::BackendsFull),
+        None => Err(Counter::NoBackendReset),
+    }
+}
+
+#[inline(always)]
+fn is_ours(backend: &Backend, service: u16) -> bool {
+    backend.flags & BACKEND_USED != 0 && backend.service == service
+}
+
+type Step = extern "C" fn(u32, *mut c_void) -> i64;
+
+/// Calls `step` for each number below `count`, until it returns 1. By `bpf_loop`, so that the verifier reads it once.
+#[inline(always)]
+fn each(count: u32, step: Step, choice: &mut Choice) {
+    let choice: *mut Choice = choice;
+    // SAFETY: the helper calls `step` with `choice`, which outlives the call.
+    unsafe { generated::bpf_loop(count, step as *mut c_void, choice.cast(), 0) };
+}
+
+/// Asks the backend of the next slot, or of the next turn.
+extern "C" fn ask(number: u32, choice: *mut c_void) -> i64 {
+    // SAFETY: `each` passes a pointer to its `Choice`, to which nothing else refers during the call.
+    let choice = unsafe { &mut *choice.cast::<Choice>() };
+    let Some(table) = MAGLEV.get_value(choice.service, &0) else { return 1 };
+    let Some(backend) = candidate(table, choice, number) else { return 1 };
+    let Some(share) = table.shares.get(backend as usize) else { return 0 };
+    let Some(load) = LOADS.get_ptr_mut(load_of_backend(backend)) else { return 0 };
+    // Once more if another CPU took the same backend at the same moment.
+    if takes(choice, share, table.live_weight, load) || takes(choice, share, table.live_weight, load) {
+        choice.number = backend;
+        return 1;
+    }
+    0
+}
+
+#[inline(always)]
+fn candidate(table: &Maglev, choice: &Choice, number: u32) -> Option<u16> {
+    if matches!(choice.algorithm, Algorithm::RoundRobin) {
+        let turn = choice.start.wrapping_add(number).checked_rem(table.turn_count)?;
+        return table.turns.get(turn as usize).copied();
+    }
+    let slot = choice.start + number;
+    let slot = if slot >= MAGLEV_SLOTS { slot - MAGLEV_SLOTS } else { slot };
+    table.slots.get(slot as usize).copied()
+}
+
+/// Whether the backend takes the flow; then it has one more handshake under way.
+#[inline(always)]
+fn takes(choice: &mut Choice, share: &Share, live_weight: u32, load: *mut Load) -> bool {
+    // SAFETY: a live map value; a copy of words that other CPUs change one by one.
+    let (seen, flows) = unsafe { ((*load).pending, (*load).flows(choice.now)) };
+    match choose::verdict(choice.algorithm, share, flows, live_weight, choice.k) {
+        Verdict::Takes => {
+            let begun = Pending(seen).begun(choice.now);
+            // SAFETY: a live map value, aligned to 8.
+            unsafe { atomic::compare_exchange(&raw mut (*load).pending, seen, begun.0) == seen }
+        }
+        Verdict::Full => {
+            choice.full = true;
+            false
+        }
+        Verdict::NotLive | Verdict::OverBound => false,
+    }
+}
+
+/// Ranks a live backend.
+extern "C" fn rank(number: u32, choice: *mut c_void) -> i64 {
+    // SAFETY: as in `ask`.
+    let choice = unsafe { &mut *choice.cast::<Choice>() };
+    let Some(table) = MAGLEV.get_value(choice.service, &0) else { return 1 };
+    let Some(place) = choice.start.wrapping_add(number).checked_rem(table.live_count) else { return 1 };
+    let Some(&backend) = table.live.get(place as usize) else { return 0 };
+    let Some(share) = table.shares.get(backend as usize) else { return 0 };
+    let Some(load) = LOADS.get(load_of_backend(backend)) else { return 0 };
+    let flows = load.flows(choice.now);
+    if share.weight == 0 {
+        return 0;
+    }
+    if choose::is_full(share, flows) {
+        choice.full = true;
+        return 0;
+    }
+    let rank = Rank::new(share, flows);
+    if choice.best_number == NONE || rank.is_before(&choice.best) {
+        choice.best = rank;
+        choice.best_number = backend;
+    }
+    0
+}
+
+/// How often a word is tried again that another CPU changed first. A count that is lost is gone with its window anyway.
+const PENDING_TRIES: u32 = 4;
+
+/// A handshake begins.
+#[inline(always)]
+fn begin(slot: u32, now: Window) {
+    change(slot, |word| word.begun(now));
+}
+
+/// A handshake is complete: it counts as established from here on.
+#[inline(always)]
+pub fn complete(backend: u16, service: u16, now: Window, begun: Window) {
+    change(load_of_backend(backend), |word| word.done(now, begun));
+    change(load_of_service(service), |word| word.done(now, begun));
+}
+
+#[inline(always)]
+fn change(slot: u32, to: impl Fn(Pending) -> Pending) {
+    let Some(load) = LOADS.get_ptr_mut(slot) else { return };
+    for _ in 0..PENDING_TRIES {
+        // SAFETY: a live map value, aligned to 8.
+        unsafe {
+            let seen = (&raw const (*load).pending).read_volatile();
+            if atomic::compare_exchange(&raw mut (*load).pending, seen, to(Pending(seen)).0) == seen {
+                return;
+            }
+        }
+    }
+}

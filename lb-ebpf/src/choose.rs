@@ -30,8 +30,8 @@ struct Choice {
     now: Window,
     /// The service's flows with this one.
     k: u64,
-    /// Where the walk begins: a slot, or a turn.
-    start: u32,
+    /// Where the walk begins: a slot, or a turn. 64 bits, since of a remainder of 32 the verifier forgets the upper half.
+    start: u64,
     /// The best so far, and how loaded it is.
     best: Rank,
     best_number: u16,
@@ -59,11 +59,11 @@ pub fn choose(
     let turns = matches!(algorithm, Algorithm::LeastConn | Algorithm::RoundRobin);
     let start = if turns {
         // SAFETY: a live map value, aligned to 8.
-        unsafe { atomic::fetch_add(&raw mut (*totals).turn, 1) as u32 }
+        unsafe { atomic::fetch_add(&raw mut (*totals).turn, 1) as u64 }
     } else if service.flags & lb_common::maps::SERVICE_AFFINITY != 0 {
-        hash::slot(hash::client(&service.seed, &key.client, None), MAGLEV_SLOTS)
+        hash::slot(hash::client(&service.seed, &key.client, None), MAGLEV_SLOTS).into()
     } else {
-        hash::slot(hash, MAGLEV_SLOTS)
+        hash::slot(hash, MAGLEV_SLOTS).into()
     };
     // SAFETY: a live map value; a copy of words that other CPUs change one by one.
     let k = unsafe { (*totals).flows(now) }.all() + 1;
@@ -136,12 +136,18 @@ extern "C" fn ask(number: u32, choice: *mut c_void) -> i64 {
 #[inline(always)]
 fn candidate(table: &Maglev, choice: &Choice, number: u32) -> Option<u16> {
     if matches!(choice.algorithm, Algorithm::RoundRobin) {
-        let turn = choice.start.wrapping_add(number).checked_rem(table.turn_count)?;
+        let turn = place(choice, number, table.turn_count)?;
         return table.turns.get(turn as usize).copied();
     }
-    let slot = choice.start + number;
-    let slot = if slot >= MAGLEV_SLOTS { slot - MAGLEV_SLOTS } else { slot };
+    let slot = choice.start.wrapping_add(number as u64);
+    let slot = if slot >= MAGLEV_SLOTS as u64 { slot - MAGLEV_SLOTS as u64 } else { slot };
     table.slots.get(slot as usize).copied()
+}
+
+/// The place of a step in a list, which begins again at its end.
+#[inline(always)]
+fn place(choice: &Choice, number: u32, length: u32) -> Option<u64> {
+    choice.start.wrapping_add(number as u64).checked_rem(length as u64)
 }
 
 /// Whether the backend takes the flow; then it has one more handshake under way.
@@ -168,7 +174,7 @@ extern "C" fn rank(number: u32, choice: *mut c_void) -> i64 {
     // SAFETY: as in `ask`.
     let choice = unsafe { &mut *choice.cast::<Choice>() };
     let Some(table) = MAGLEV.get_value(choice.service, &0) else { return 1 };
-    let Some(place) = choice.start.wrapping_add(number).checked_rem(table.live_count) else { return 1 };
+    let Some(place) = place(choice, number, table.live_count) else { return 1 };
     let Some(&backend) = table.live.get(place as usize) else { return 0 };
     let Some(share) = table.shares.get(backend as usize) else { return 0 };
     let Some(load) = LOADS.get(load_of_backend(backend)) else { return 0 };

@@ -2,7 +2,7 @@
 //! here, so that nothing is ever silently ignored. Whoever builds a missing piece deletes its lines.
 
 use super::diagnostic::Sink;
-use super::model::{Algorithm, Backend, Config, HealthKind, Mode, OnBackendDown, Service};
+use super::model::{Backend, Config, HealthKind, Mode, OnBackendDown, Service};
 use super::place::{Document, Step};
 use super::schema::{HEALTH, SERVICE, Schema};
 
@@ -16,8 +16,7 @@ pub(super) struct OtherDefault {
     default: &'static str,
 }
 
-static OTHER_DEFAULTS: [OtherDefault; 3] = [
-    OtherDefault { schema: &SERVICE, key: "algorithm", toml: "\"maglev\"", default: "\"bounded\"" },
+static OTHER_DEFAULTS: [OtherDefault; 2] = [
     OtherDefault { schema: &SERVICE, key: "on_backend_down", toml: "\"keep\"", default: "\"reset\"" },
     OtherDefault { schema: &HEALTH, key: "kind", toml: "\"http\"", default: "\"etcd\"" },
 ];
@@ -81,10 +80,6 @@ fn refuse_in_backend(service: &Service, backend: &Backend, not_yet: &dyn Fn(&str
     if service.vip.is_ipv6() {
         not_yet("address", &format!("an IPv6 backend, \"{}\",", backend.address), "write an IPv4 address");
     }
-    if backend.max_connections != 0 {
-        let what = format!("`max_connections = {}`", backend.max_connections);
-        not_yet("max_connections", &what, "remove the key or write 0, no limit");
-    }
 }
 
 fn refuse_in_service(service: &Service, not_yet: &dyn Fn(&str, &str, &str)) {
@@ -98,16 +93,9 @@ fn refuse_in_service(service: &Service, not_yet: &dyn Fn(&str, &str, &str)) {
     if service.mode == Mode::Dsr {
         not_yet("mode", "`mode = \"dsr\"`", r#"write "nat""#);
     }
-    if service.algorithm != Algorithm::Maglev {
-        not_yet("algorithm", &format!("`algorithm = \"{}\"`", service.algorithm), r#"write "maglev""#);
-    }
     if service.on_backend_down == OnBackendDown::Reset {
         let fix = r#"write "keep": a down backend's flows are left to their clients"#;
         not_yet("on_backend_down", "`on_backend_down = \"reset\"`", fix);
-    }
-    if service.max_flows_per_client != 0 {
-        let what = format!("`max_flows_per_client = {}`", service.max_flows_per_client);
-        not_yet("max_flows_per_client", &what, "remove the key or write 0, no limit");
     }
     if service.prefer_local {
         not_yet("prefer_local", "`prefer_local = true`", "remove the key or write false");

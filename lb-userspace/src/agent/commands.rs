@@ -18,6 +18,7 @@ impl Agent {
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Metrics(reply) => drop(reply.send(self.metrics())),
             Command::Flows(query, reply) => drop(reply.send(self.flows(&query))),
+            Command::Explain(query, reply) => drop(reply.send(self.explain(&query))),
             Command::Drain(request, draining, reply) => drop(reply.send(self.drain(&request, draining))),
             Command::Reload(reply) => drop(reply.send(self.reload().await)),
             Command::Ready(reply) => drop(reply.send(self.readiness())),

@@ -12,6 +12,7 @@ use lb_common::{
 use super::{
     DataPlane, apply,
     census::{BackendCensus, Census},
+    clients::{self, Clients},
     error::Error,
     forward::Forward,
     leaving::Leaving,
@@ -41,7 +42,7 @@ pub struct SweepReport {
     pub idle_ended: u32,
     /// Forward entries removed that had outlived their flow.
     pub forward_removed: usize,
-    /// Load counts corrected.
+    /// Load counts corrected, those of clients included.
     pub loads_corrected: usize,
     /// Backends given up, their flows having ended.
     pub given_up: Vec<u16>,
@@ -54,6 +55,7 @@ pub(super) struct Sweeper {
     claiming: BTreeMap<(u16, u16), (Claim, u64)>,
     forward: Forward,
     drift: Drift,
+    clients: Clients,
     leaving: Leaving,
 }
 
@@ -96,6 +98,7 @@ impl DataPlane {
         report.ports_freed += self.free_stuck(claiming, now_ns);
         report.forward_removed = self.sweeper.forward.step(&mut self.maps, &self.tables, now_ns)?;
         report.loads_corrected = self.sweeper.drift.correct(&self.maps, &self.actual, &report.census);
+        report.loads_corrected += self.sweeper.clients.correct(&mut self.maps, &self.tables, &self.actual)?;
         report.given_up = self.give_up(&report.census, now_ns)?;
         Ok(report)
     }
@@ -122,7 +125,7 @@ impl DataPlane {
             return Ok(left);
         }
         for &number in &left {
-            self.end_all(number);
+            self.end_all(number)?;
         }
         self.actual.ended.extend(&left);
         if let Some(desired) = &self.desired {
@@ -133,17 +136,22 @@ impl DataPlane {
     }
 
     /// Ends the established flows that a backend still has; the counts follow.
-    fn end_all(&self, number: u16) {
+    fn end_all(&mut self, number: u16) -> Result<(), Error> {
         let (Some(table), Some(backend)) = (self.tables.get(&number), self.actual.backends.get(&number))
         else {
-            return;
+            return Ok(());
         };
         for port in table.ports() {
             let claim = table.claim(port);
+            let record = table.flow(port);
             if claim.is(State::Established) && table.change(port, claim, claim.after(RESET)) {
                 count_out(&self.maps, number, backend.service);
+                if let Some(record) = record {
+                    clients::leave(&mut self.maps, record.client, backend.service)?;
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -207,6 +215,7 @@ fn end_idle(
         return Ok(false);
     }
     count_out(maps, slot.backend, slot.service);
+    clients::leave(maps, record.client, slot.service)?;
     if entry.is_some() {
         apply::removed(maps.flows.remove(&key), name::FLOWS)?;
     }

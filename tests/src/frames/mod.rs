@@ -6,5 +6,5 @@ pub mod scene;
 mod verify;
 
 pub use build::{Deviation, TcpFrame, arp_request, deviations, ping};
-pub use program::{BACKEND_MAC, CLIENT_MAC, OWN_MAC, Program, Ran};
+pub use program::{BACKEND_MAC, CLIENT_MAC, OWN_MAC, Program, Ran, SEED};
 pub use verify::{assert_sound, reset_of, tcp_of};

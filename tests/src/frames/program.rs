@@ -15,12 +15,16 @@ use lb_common::{
     hash::Seed,
     maps::*,
 };
+use lb_core::reconcile::{Member, Table};
+use zerocopy::FromZeros as _;
 
 /// MAC of the interface that frames come in by: the loopback's number is what `BPF_PROG_TEST_RUN` gives them.
 pub const OWN_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x11]);
 pub const CLIENT_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x22]);
 pub const BACKEND_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x33]);
 const IFINDEX: u32 = 1;
+/// Key of every service's flow hash.
+pub const SEED: Seed = Seed { key: [7, 9] };
 /// `include/uapi/linux/bpf.h`.
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -41,6 +45,7 @@ impl Program {
     pub fn load(max_flows: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, flows_capacity(max_flows))
+            .map_max_entries(name::CLIENTS, flows_capacity(max_flows))
             .map_max_entries(name::HALF_OPEN, half_open_capacity(max_flows))
             .load(etcd_lb::object::XDP_OBJECT)
             .unwrap_or_else(|error| panic!("the object does not load: {error:?}"));
@@ -75,7 +80,7 @@ impl Program {
         self.array(name::FILTER).set(0, filter, 0).expect("set");
         self.answer_for(vip);
         let service =
-            Service { seed: Seed { key: [7, 9] }, vip, port, flags: SERVICE_USED | flags, reserved: 0 };
+            Service { seed: SEED, vip, port, flags: SERVICE_USED | flags, max_flows_per_client: 0 };
         self.array(name::SERVICES).set(u32::from(number), service, 0).expect("set");
         self.hash(name::SERVICE_PORTS)
             .insert(ServiceKey::new(vip, port), u32::from(number), 0)
@@ -122,8 +127,16 @@ impl Program {
 
     /// Gives every Maglev slot of a service to one backend, or to none.
     pub fn maglev(&mut self, service: u16, backend: u16) {
+        let live = (backend != NO_BACKEND).then_some(Member { number: backend, weight: 1, max_connections: 0 });
+        self.table(service, &Table::new(std::iter::repeat_n(backend, MAGLEV_SLOTS as usize), live));
+    }
+
+    /// Swaps what a service's choices are made by.
+    pub fn table(&mut self, service: u16, of: &Table) {
         let mut table = Array::<MapData, Maglev>::create(1, 0).expect("a Maglev table");
-        table.set(0, Maglev { slots: [backend; MAGLEV_SLOTS as usize + 1] }, 0).expect("set");
+        let mut value = Maglev::new_zeroed();
+        of.write(&mut value);
+        table.set(0, value, 0).expect("set");
         let mut maglev: ArrayOfMaps<_, Array<MapData, Maglev>> =
             self.ebpf.map_mut(name::MAGLEV).expect("maglev").try_into().expect("an array of maps");
         maglev.set(u32::from(service), &table, 0).expect("set");
@@ -142,7 +155,24 @@ impl Program {
     }
 
     pub fn set_load(&mut self, slot: u32, established: i64) {
-        self.array(name::LOADS).set(slot, Load { established }, 0).expect("set");
+        self.array(name::LOADS).set(slot, Load { established, ..Load::default() }, 0).expect("set");
+    }
+
+    /// Changes a service's entry.
+    pub fn change_service(&mut self, number: u16, change: impl FnOnce(&mut Service)) {
+        let mut service: Service = self.array(name::SERVICES).get(&u32::from(number), 0).expect("get");
+        change(&mut service);
+        self.array(name::SERVICES).set(u32::from(number), service, 0).expect("set");
+    }
+
+    /// Established flows of a client as the limit counts them.
+    pub fn client_load(&mut self, service: u16, client: Ipv4Addr) -> Option<i64> {
+        let key = ClientKey { client: client.into(), service: u32::from(service) };
+        self.hash::<ClientKey, ClientLoad>(name::CLIENTS).get(&key, 0).ok().map(|load| load.established)
+    }
+
+    pub fn whole_load(&mut self, slot: u32) -> Load {
+        self.array(name::LOADS).get(&slot, 0).expect("get")
     }
 
     pub fn load_of(&mut self, slot: u32) -> i64 {

@@ -87,7 +87,8 @@ pub const fn verdict(algorithm: Algorithm, share: &Share, flows: Flows, live_wei
     if share.max_connections != 0 && flows.all() >= share.max_connections as u64 {
         return Verdict::Full;
     }
-    if matches!(algorithm, Algorithm::Bounded) && !is_within_bound(flows.all(), share.weight, live_weight, k) {
+    if matches!(algorithm, Algorithm::Bounded) && !is_within_bound(flows.all(), share.weight, live_weight, k)
+    {
         return Verdict::OverBound;
     }
     Verdict::Takes
@@ -113,8 +114,7 @@ const fn capped(value: u64, cap: u64) -> u64 {
 #[inline(always)]
 pub const fn is_within_bound(load: u64, weight: u32, live_weight: u32, k: u64) -> bool {
     let (load, k) = (capped(load, MAX_FLOWS), capped(k, MAX_FLOWS));
-    let (weight, live_weight) =
-        (capped(weight as u64, MAX_WEIGHT), capped(live_weight as u64, MAX_WEIGHT));
+    let (weight, live_weight) = (capped(weight as u64, MAX_WEIGHT), capped(live_weight as u64, MAX_WEIGHT));
     let share = k * weight;
     // load + 1 ≤ ⌈s⌉ is load < s; load + 1 ≤ ⌊1.25 × s⌋ is load + 1 ≤ 1.25 × s.
     load * live_weight < share || (load + 1) * live_weight * 4 <= share * 5
@@ -181,7 +181,8 @@ mod tests {
                 let first = (order / 3u64.pow(flow)) % 3;
                 let taker = (0..3).map(|step| (first + step) as usize % 3);
                 let k = loads.iter().sum::<u64>() + 1;
-                let taker = taker.clone().find(|&b| is_within_bound(loads[b], 1, 3, k)).expect("one takes it");
+                let taker =
+                    taker.clone().find(|&b| is_within_bound(loads[b], 1, 3, k)).expect("one takes it");
                 loads[taker] += 1;
             }
             assert_eq!(loads, [2, 2, 2]);

@@ -35,7 +35,9 @@ pub fn choose(
     let candidate = |step: u32| match algorithm {
         Algorithm::LeastConn => None,
         Algorithm::RoundRobin if turns.is_empty() => None,
-        Algorithm::RoundRobin => turns.get((start.wrapping_add(step.into()) % turns.len() as u64) as usize).copied(),
+        Algorithm::RoundRobin => {
+            turns.get((start.wrapping_add(step.into()) % turns.len() as u64) as usize).copied()
+        }
         Algorithm::Bounded | Algorithm::Maglev => {
             table.get(((start + u64::from(step)) % u64::from(MAGLEV_SLOTS)) as usize).copied()
         }

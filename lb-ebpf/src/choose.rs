@@ -67,7 +67,8 @@ pub fn choose(
     };
     // SAFETY: a live map value; a copy of words that other CPUs change one by one.
     let k = unsafe { (*totals).flows(now) }.all() + 1;
-    let idle = Rank::new(&Share { weight: 1, max_connections: 0 }, choose::Flows { established: 0, pending: 0 });
+    let idle =
+        Rank::new(&Share { weight: 1, max_connections: 0 }, choose::Flows { established: 0, pending: 0 });
     let mut choice = Choice {
         service: number,
         algorithm,

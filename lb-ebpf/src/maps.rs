@@ -8,9 +8,9 @@ use aya_ebpf::{
 use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, ClientKey, ClientLoad, Filter, Flow, FlowKey, Interface, LOAD_SLOTS, Layout, Lease, Load,
-        MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_SLOTS, Record,
-        ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface,
+        self, AllowData, Backend, ClientKey, ClientLoad, Filter, Flow, FlowKey, Interface, LOAD_SLOTS,
+        Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev,
+        PORT_TABLE_SLOTS, Record, ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface,
     },
 };
 

@@ -4,16 +4,15 @@ use std::net::Ipv4Addr;
 
 use etcd_lb_tests::frames::{scene::*, *};
 use lb_common::{
-    addr::Addr,
-    addr::Port,
-    choose::Algorithm,
+    addr::{Addr, Port},
+    choose::{Algorithm, Flows},
     claim::State,
     hash,
     maps::*,
     tcp::{ACK, RST, SYN},
 };
 use lb_core::{
-    maglev,
+    choice, maglev,
     reconcile::{Member, Table},
 };
 
@@ -127,26 +126,66 @@ fn six_connections_at_once_are_two_by_two_by_two() {
     assert!(count(&taken).iter().all(|&n| n <= 250), "within 1.25 of 200: {:?}", count(&taken));
 }
 
+/// Slot and owner of the client's port.
+fn home(table: &Table, port: u16) -> (usize, u16) {
+    let hash = hash::client(&SEED, &Addr::from(CLIENT.0), Some(Port::new(port)));
+    let slot = hash::slot(hash, MAGLEV_SLOTS) as usize;
+    (slot, table[slot])
+}
+
 #[test]
 fn a_flow_goes_to_its_slot_unless_that_is_over_the_bound() {
-    let members = equal();
-    let home = table(&members);
+    let table = table(&equal());
+    let mut bounded = pool(Algorithm::Bounded, &equal());
+    let mut maglev = pool(Algorithm::Maglev, &equal());
+    let others = |owner: u16| NUMBERS.into_iter().filter(move |&number| number != owner);
+    let loads = |owner: u16, loads: [i64; 3]| -> Vec<(u16, i64)> {
+        [owner].into_iter().chain(others(owner)).zip(loads).collect()
+    };
     for port in 40_000..40_050u16 {
-        let hash = hash::client(&SEED, &Addr::from(CLIENT.0), Some(Port::new(port)));
-        let slot = hash::slot(hash, MAGLEV_SLOTS) as usize;
-        let owner = home[slot];
-        let mut program = pool(Algorithm::Bounded, &members);
         // 30 flows and this one: at most max(⌈31/3⌉, ⌊1.25 × 31/3⌋) = 12.
-        let others: Vec<u16> = NUMBERS.into_iter().filter(|&number| number != owner).collect();
-        set_loads(&mut program, &[(owner, 11), (others[0], 10), (others[1], 9)]);
-        assert_eq!(open(&mut program, port), Ok(owner), "room for one");
-        let mut program = pool(Algorithm::Bounded, &members);
-        set_loads(&mut program, &[(owner, 12), (others[0], 9), (others[1], 9)]);
-        let next = (1..).map(|step| home[(slot + step) % home.len()]).find(|&next| next != owner);
-        assert_eq!(open(&mut program, port).ok(), next, "the next slot's");
-        let mut program = pool(Algorithm::Maglev, &members);
-        set_loads(&mut program, &[(owner, 1200), (others[0], 0), (others[1], 0)]);
-        assert_eq!(open(&mut program, port), Ok(owner), "maglev knows no load");
+        let (_, owner) = home(&table, port);
+        set_loads(&mut bounded, &loads(owner, [11, 10, 9]));
+        assert_eq!(open(&mut bounded, port), Ok(owner), "room for one");
+        let (slot, owner) = home(&table, port + 1000);
+        set_loads(&mut bounded, &loads(owner, [12, 9, 9]));
+        let next = (1..).map(|step| table[(slot + step) % table.len()]).find(|&next| next != owner);
+        assert_eq!(open(&mut bounded, port + 1000).ok(), next, "the next slot's");
+        let (_, owner) = home(&table, port);
+        set_loads(&mut maglev, &loads(owner, [1200, 0, 0]));
+        assert_eq!(open(&mut maglev, port), Ok(owner), "maglev knows no load");
+    }
+}
+
+/// What `explain` computes is what the data plane does, for any loads and limits.
+#[test]
+fn explain_computes_what_the_data_plane_does() {
+    let members = [member(3, 2, 0), member(9, 1, 40), member(4, 3, 60)];
+    let table = table(&members);
+    for algorithm in [Algorithm::Bounded, Algorithm::Maglev, Algorithm::LeastConn, Algorithm::RoundRobin] {
+        let mut program = pool(algorithm, &members);
+        for step in 0..60u16 {
+            let port = 40_000 + step;
+            let random = u64::from(step).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let loads: Vec<_> = NUMBERS
+                .into_iter()
+                .zip([random >> 3, random >> 20, random >> 41].map(|r| (r % 70) as i64))
+                .collect();
+            let turn = program.whole_load(load_of_service(0)).turn;
+            set_loads(&mut program, &loads);
+            program.set_turn(load_of_service(0), turn);
+            let start = match algorithm {
+                Algorithm::LeastConn | Algorithm::RoundRobin => turn as u64,
+                _ => home(&table, port).0 as u64,
+            };
+            let k = loads.iter().map(|(_, load)| *load as u64).sum::<u64>() + 1;
+            let flows = |number: u16| {
+                let load = loads.iter().find(|(other, _)| *other == number).map_or(0, |(_, load)| *load);
+                Flows { established: load as u64, pending: 0 }
+            };
+            let choice = choice::choose(&table, algorithm, start, k, flows);
+            assert_eq!(open(&mut program, port).ok(), choice.chosen, "{algorithm:?} {loads:?} {choice:?}");
+        }
     }
 }
 
@@ -207,7 +246,8 @@ fn least_conn_takes_the_least_loaded_for_its_weight_and_equals_take_turns() {
     assert_eq!(open(&mut program, 40_000), Ok(9), "6/2 < 4/1");
     let mut program = pool(Algorithm::LeastConn, &equal());
     for round in 0..4 {
-        let mut taken: Vec<u16> = (0..3).map(|n| connect(&mut program, 40_000 + round * 3 + n).unwrap()).collect();
+        let mut taken: Vec<u16> =
+            (0..3).map(|n| connect(&mut program, 40_000 + round * 3 + n).unwrap()).collect();
         taken.sort_unstable();
         assert_eq!(taken, [3, 4, 9]);
     }

@@ -220,14 +220,13 @@ pub const fn cleared(epoch: u32) -> Backend {
 }
 
 /// The entry of an unused service number.
-pub const NO_SERVICE: Service =
-    Service {
-        seed: Seed { key: [0, 0] },
-        vip: Addr::UNSPECIFIED,
-        port: Port::new(0),
-        flags: 0,
-        max_flows_per_client: 0,
-    };
+pub const NO_SERVICE: Service = Service {
+    seed: Seed { key: [0, 0] },
+    vip: Addr::UNSPECIFIED,
+    port: Port::new(0),
+    flags: 0,
+    max_flows_per_client: 0,
+};
 
 /// The entry of an unused slot of `interfaces`.
 pub const NO_INTERFACE: Interface = Interface { ifindex: 0, mtu: 0, mac: Mac::UNKNOWN };

@@ -11,8 +11,8 @@ use lb_common::{
 };
 
 use super::{
-    Actual, Affinity, AllowKey, Desired, DesiredAddress, DesiredBackend, DesiredService, FilterBits,
-    Member, NoBackend, Prefix, Table,
+    Actual, Affinity, AllowKey, Desired, DesiredAddress, DesiredBackend, DesiredService, FilterBits, Member,
+    NoBackend, Prefix, Table,
     actual::{cleared, is_used, return_key, service_key},
 };
 use crate::maglev;

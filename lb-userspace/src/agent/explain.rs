@@ -73,7 +73,10 @@ impl Agent {
             slot: found.slot.filter(|_| hashes).map(|(_, slot)| slot),
             k: found.k,
             passed_over: passed_over
-                .map(|(number, verdict)| PassedOver { backend: name(*number), reason: reason(*verdict).into() })
+                .map(|(number, verdict)| PassedOver {
+                    backend: name(*number),
+                    reason: reason(*verdict).into(),
+                })
                 .collect(),
             backends: service.backends.iter().map(|b| self.explain_backend(service, b, &found)).collect(),
         })
@@ -84,9 +87,10 @@ impl Agent {
         let port = query.port?;
         let filter = FlowFilter { client: Some(query.client), ..FlowFilter::default() };
         let at = SocketAddr::new(service.vip, service.port);
-        self.plane.flows(&filter, usize::MAX).into_iter().find(|flow| {
-            flow.client.port() == port && flow.service == at && flow.state != FlowState::Closed
-        })
+        self.plane
+            .flows(&filter, usize::MAX)
+            .into_iter()
+            .find(|flow| flow.client.port() == port && flow.service == at && flow.state != FlowState::Closed)
     }
 
     fn name_of(&self, service: &Service, number: u16, found: &Explanation) -> String {

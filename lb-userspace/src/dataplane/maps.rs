@@ -9,8 +9,8 @@ use aya::{
 use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, ClientKey, ClientLoad, Filter, Flow, FlowKey, Interface, Lease, Load, Maglev, ReturnKey, Service,
-        ServiceKey, VipClaim, VipOnInterface, name,
+        self, AllowData, Backend, ClientKey, ClientLoad, Filter, Flow, FlowKey, Interface, Lease, Load,
+        Maglev, ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface, name,
     },
 };
 use lb_core::reconcile::{Actual, FilterBits, Table};

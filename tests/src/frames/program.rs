@@ -79,8 +79,7 @@ impl Program {
         let filter = self.filter;
         self.array(name::FILTER).set(0, filter, 0).expect("set");
         self.answer_for(vip);
-        let service =
-            Service { seed: SEED, vip, port, flags: SERVICE_USED | flags, max_flows_per_client: 0 };
+        let service = Service { seed: SEED, vip, port, flags: SERVICE_USED | flags, max_flows_per_client: 0 };
         self.array(name::SERVICES).set(u32::from(number), service, 0).expect("set");
         self.hash(name::SERVICE_PORTS)
             .insert(ServiceKey::new(vip, port), u32::from(number), 0)
@@ -127,7 +126,8 @@ impl Program {
 
     /// Gives every Maglev slot of a service to one backend, or to none.
     pub fn maglev(&mut self, service: u16, backend: u16) {
-        let live = (backend != NO_BACKEND).then_some(Member { number: backend, weight: 1, max_connections: 0 });
+        let live =
+            (backend != NO_BACKEND).then_some(Member { number: backend, weight: 1, max_connections: 0 });
         self.table(service, &Table::new(std::iter::repeat_n(backend, MAGLEV_SLOTS as usize), live));
     }
 
@@ -169,6 +169,11 @@ impl Program {
     pub fn client_load(&mut self, service: u16, client: Ipv4Addr) -> Option<i64> {
         let key = ClientKey { client: client.into(), service: u32::from(service) };
         self.hash::<ClientKey, ClientLoad>(name::CLIENTS).get(&key, 0).ok().map(|load| load.established)
+    }
+
+    pub fn set_turn(&mut self, slot: u32, turn: i64) {
+        let load = self.whole_load(slot);
+        self.array(name::LOADS).set(slot, Load { turn, ..load }, 0).expect("set");
     }
 
     pub fn whole_load(&mut self, slot: u32) -> Load {

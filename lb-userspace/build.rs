@@ -34,9 +34,12 @@ fn build() -> Result<(), String> {
     let triple = env::var("TARGET").map_err(|error| format!("TARGET: {error}"))?;
     let target_dir = ebpf_build::target_dir_of(&out_dir, &triple)
         .ok_or_else(|| format!("OUT_DIR={} does not lie in a target directory", out_dir.display()))?;
-    let object =
-        ebpf_build::build(&Options { workspace_root, target_dir, debug_log: cfg!(feature = "debug-log") })
-            .map_err(|error| error.to_string())?;
+    let object = ebpf_build::build(&Options {
+        workspace_root,
+        target_dir,
+        features: if cfg!(feature = "debug-log") { &["log"] } else { &[] },
+    })
+    .map_err(|error| error.to_string())?;
     copy(&object, &out_dir.join(OBJECT_NAME))
 }
 

@@ -13,10 +13,14 @@ llvm=22
 llvm_packages=("llvm-$llvm-dev" "libpolly-$llvm-dev" zlib1g-dev libzstd-dev g++)
 linker_version='^0.13'
 
+# What `cargo xtask test --long` and `--kernels` need besides.
+long_packages=(cpio dpkg qemu-system-x86)
+
 main() {
     command -v cargo >/dev/null || die "no cargo; install Rust 1.95 or newer first (see https://rustup.rs)"
 
     local packages=("${runtime_packages[@]}")
+    case " $* " in *" --long "* | *" --kernels "*) packages+=("${long_packages[@]}") ;; esac
     if nightly_with_sources; then
         say "the XDP object is built with rustup's nightly"
     else
@@ -110,4 +114,4 @@ build_linker() {
         --no-default-features --features "llvm-$llvm" --root "$target/tools" --no-track
 }
 
-main
+main "$@"

@@ -3,5 +3,5 @@
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
-"$root/scripts/setup.sh"
+"$root/scripts/setup.sh" "$@"
 xtask_as_root test "$@"

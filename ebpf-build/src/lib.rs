@@ -42,8 +42,9 @@ pub struct Options {
     /// The workspace's target directory; the object is built in `ebpf` below it, shared by all profiles and tools, and
     /// separate since the outer cargo holds the lock of its own.
     pub target_dir: PathBuf,
-    /// Compile the program's log lines in. Each halves the speed of its path and multiplies its verified instructions.
-    pub debug_log: bool,
+    /// Features of `lb-ebpf`: `log`, the program's log lines, each of which halves the speed of its path and multiplies its
+    /// verified instructions; `bench`, the program that benchmarks run it by.
+    pub features: &'static [&'static str],
 }
 
 /// Builds the object if its sources changed since the last time, and returns its path.

@@ -29,8 +29,8 @@ pub(crate) fn build(options: &Options, toolchain: &Toolchain, linker: &Linker) -
         .args(["build", "-Z", "build-std=core", "--target", TARGET, "--package", "lb-ebpf", "--release"])
         .arg("--target-dir")
         .arg(&target_dir);
-    if options.debug_log {
-        command.args(["--features", "log"]);
+    if !options.features.is_empty() {
+        command.arg("--features").arg(options.features.join(","));
     }
 
     run(command)?;

@@ -20,12 +20,12 @@ use lb_common::{
 
 use crate::{
     atomic,
-    maps::{BACKENDS, LOADS, MAGLEV},
+    maps::{BACKENDS, LOADS, maglev},
 };
 
 /// The choice under way. It lies on the caller's stack.
 struct Choice {
-    service: u32,
+    service: u16,
     algorithm: Algorithm,
     now: Window,
     /// The service's flows with this one.
@@ -52,8 +52,7 @@ pub fn choose(
     hash: u64,
     now: Window,
 ) -> Result<(u16, &'static Backend), Counter> {
-    let number = key.service as u32;
-    let table = MAGLEV.get_value(number, &0).ok_or(Counter::NoBackendReset)?;
+    let table = maglev(key.service).ok_or(Counter::NoBackendReset)?;
     let algorithm = Algorithm::of(service.flags);
     let totals = LOADS.get_ptr_mut(load_of_service(key.service)).ok_or(Counter::NoBackendReset)?;
     let turns = matches!(algorithm, Algorithm::LeastConn | Algorithm::RoundRobin);
@@ -70,7 +69,7 @@ pub fn choose(
     let idle =
         Rank::new(&Share { weight: 1, max_connections: 0 }, choose::Flows { established: 0, pending: 0 });
     let mut choice = Choice {
-        service: number,
+        service: key.service,
         algorithm,
         now,
         k,
@@ -122,7 +121,7 @@ fn each(count: u32, step: Step, choice: &mut Choice) {
 extern "C" fn ask(number: u32, choice: *mut c_void) -> i64 {
     // SAFETY: `each` passes a pointer to its `Choice`, to which nothing else refers during the call.
     let choice = unsafe { &mut *choice.cast::<Choice>() };
-    let Some(table) = MAGLEV.get_value(choice.service, &0) else { return 1 };
+    let Some(table) = maglev(choice.service) else { return 1 };
     let Some(backend) = candidate(table, choice, number) else { return 1 };
     let Some(share) = table.shares.get(backend as usize) else { return 0 };
     let Some(load) = LOADS.get_ptr_mut(load_of_backend(backend)) else { return 0 };
@@ -174,7 +173,7 @@ fn takes(choice: &mut Choice, share: &Share, live_weight: u32, load: *mut Load) 
 extern "C" fn rank(number: u32, choice: *mut c_void) -> i64 {
     // SAFETY: as in `ask`.
     let choice = unsafe { &mut *choice.cast::<Choice>() };
-    let Some(table) = MAGLEV.get_value(choice.service, &0) else { return 1 };
+    let Some(table) = maglev(choice.service) else { return 1 };
     let Some(place) = place(choice, number, table.live_count) else { return 1 };
     let Some(&backend) = table.live.get(place as usize) else { return 0 };
     let Some(share) = table.shares.get(backend as usize) else { return 0 };
@@ -198,29 +197,44 @@ extern "C" fn rank(number: u32, choice: *mut c_void) -> i64 {
 /// How often a word is tried again that another CPU changed first. A count that is lost is gone with its window anyway.
 const PENDING_TRIES: u32 = 4;
 
+/// A change of a word of handshakes under way. It lies on the caller's stack.
+struct Change {
+    slot: u32,
+    now: Window,
+    begun: Window,
+    done: bool,
+}
+
 /// A handshake begins.
 #[inline(always)]
 fn begin(slot: u32, now: Window) {
-    change(slot, |word| word.begun(now));
+    change(Change { slot, now, begun: now, done: false });
 }
 
 /// A handshake is complete: it counts as established from here on.
 #[inline(always)]
 pub fn complete(backend: u16, service: u16, now: Window, begun: Window) {
-    change(load_of_backend(backend), |word| word.done(now, begun));
-    change(load_of_service(service), |word| word.done(now, begun));
+    change(Change { slot: load_of_backend(backend), now, begun, done: true });
+    change(Change { slot: load_of_service(service), now, begun, done: true });
 }
 
 #[inline(always)]
-fn change(slot: u32, to: impl Fn(Pending) -> Pending) {
-    let Some(load) = LOADS.get_ptr_mut(slot) else { return };
-    for _ in 0..PENDING_TRIES {
-        // SAFETY: a live map value, aligned to 8.
-        unsafe {
-            let seen = (&raw const (*load).pending).read_volatile();
-            if atomic::compare_exchange(&raw mut (*load).pending, seen, to(Pending(seen)).0) == seen {
-                return;
-            }
-        }
+fn change(mut change: Change) {
+    let change: *mut Change = &raw mut change;
+    // SAFETY: the helper calls `attempt` with `change`, which outlives the call.
+    unsafe { generated::bpf_loop(PENDING_TRIES, attempt as *mut c_void, change.cast(), 0) };
+}
+
+/// One try; returns 1 to end the loop.
+extern "C" fn attempt(_number: u32, change: *mut c_void) -> i64 {
+    // SAFETY: `change` passes a pointer to its `Change`, to which nothing else refers during the call.
+    let change = unsafe { &*change.cast::<Change>() };
+    let Some(load) = LOADS.get_ptr_mut(change.slot) else { return 1 };
+    // SAFETY: a live map value, aligned to 8.
+    unsafe {
+        let seen = (&raw const (*load).pending).read_volatile();
+        let word = Pending(seen);
+        let to = if change.done { word.done(change.now, change.begun) } else { word.begun(change.now) };
+        i64::from(atomic::compare_exchange(&raw mut (*load).pending, seen, to.0) == seen)
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     Outcome, clock, count,
     frame::{Frame, Link, TcpPacket, ingress},
     handover,
-    maps::{BACKENDS, FILTER, FLOWS, HALF_OPEN, PORTS, RETURNS, SERVICE_PORTS, SERVICES},
+    maps::{BACKENDS, FILTER, FLOWS, HALF_OPEN, RETURNS, SERVICE_PORTS, SERVICES, record},
     nat::{self, End},
     to_other,
 };
@@ -127,9 +127,7 @@ fn from_client(ctx: &XdpContext, link: &Link, packet: &TcpPacket, service: u16) 
 #[inline(always)]
 fn from_backend(ctx: &XdpContext, link: &Link, packet: &TcpPacket, number: u16) -> Outcome {
     let leave = |program| handover::to(ctx, link, packet, number, program);
-    let port = packet.ports.1.get() as u32;
-    let (Some(record), Some(backend)) =
-        (PORTS.get_value_ptr_mut(number as u32, &port), BACKENDS.get(number as u32))
+    let (Some(record), Some(backend)) = (record(number, packet.ports.1.get()), BACKENDS.get(number as u32))
     else {
         return leave(program::BACKEND_INDEX);
     };

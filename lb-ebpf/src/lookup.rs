@@ -5,7 +5,7 @@ use lb_common::{
     maps::{Backend, Flow, FlowKey, Record},
 };
 
-use crate::maps::{BACKENDS, FLOWS, HALF_OPEN, PORTS};
+use crate::maps::{self, BACKENDS, FLOWS, HALF_OPEN};
 
 /// The forward entry of a flow in whichever state.
 #[inline(always)]
@@ -16,7 +16,7 @@ pub fn forward_entry(key: &FlowKey) -> Option<*mut Flow> {
 /// The record of a NAT port and its claim.
 #[inline(always)]
 pub fn record(backend: u16, port: u16) -> Option<(*mut Record, Claim)> {
-    let record = PORTS.get_value_ptr_mut(backend as u32, &(port as u32))?;
+    let record = maps::record(backend, port)?;
     // SAFETY: a live map value.
     let claim = unsafe { (&raw const (*record).claim).read_volatile() };
     Some((record, Claim(claim)))

@@ -16,6 +16,8 @@
 
 mod atomic;
 mod backend;
+#[cfg(feature = "bench")]
+mod bench;
 mod choose;
 mod client;
 mod clients;
@@ -80,6 +82,13 @@ fn other(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
+}
+
+/// Writes a packet anew and hands it to the program that is measured.
+#[cfg(feature = "bench")]
+#[xdp(frags)]
+fn bench(ctx: XdpContext) -> u32 {
+    finish(&ctx, bench::handle(&ctx))
 }
 
 #[inline(always)]

@@ -43,7 +43,8 @@ pub static BACKENDS: Array<Backend, MAX_BACKENDS, MMAPABLE> = Array::new();
 #[btf_map(name = "returns")]
 pub static RETURNS: HashMap<ReturnKey, u32, MAX_BACKENDS> = HashMap::new();
 #[btf_map(name = "maglev")]
-pub static MAGLEV: ArrayOfMaps<Array<Maglev, 1>, MAX_SERVICES> = ArrayOfMaps::new();
+pub static MAGLEV: ArrayOfMaps<Array<Words<{ size_of::<Maglev>() / 4 }>, 1>, MAX_SERVICES> =
+    ArrayOfMaps::new();
 #[btf_map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, Flow, FLOWS_CAPACITY> = HashMap::new();
 #[btf_map(name = "half_open")]
@@ -66,5 +67,25 @@ pub static PROGRAMS: ProgramArray<8> = ProgramArray::new();
 #[btf_map(name = "handover")]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 
-/// The NAT ports of one backend.
-pub type PortTable = Array<Record, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;
+/// The NAT ports of one backend: an array of [`Record`].
+pub type PortTable = Array<Words<{ size_of::<Record>() / 4 }>, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;
+
+/// The value of an inner map. Its type must not be a struct: the agent makes inner maps without BTF, and Linux before 6.2
+/// holds a map whose BTF value is a struct for another kind than one without BTF (`timer_off` in `bpf_map_meta_equal`).
+pub type Words<const LENGTH: usize> = [u32; LENGTH];
+
+/// The Maglev table of a service.
+#[inline(always)]
+pub fn maglev(service: u16) -> Option<&'static Maglev> {
+    let words = MAGLEV.get_value(service as u32, &0)?;
+    // SAFETY: the value has the size of a `Maglev`, and more than its alignment, as every map value; the agent writes
+    // nothing else into it, and only before it is in the outer map.
+    Some(unsafe { &*core::ptr::from_ref(words).cast::<Maglev>() })
+}
+
+/// The record of a NAT port.
+#[inline(always)]
+pub fn record(backend: u16, port: u16) -> Option<*mut Record> {
+    // A slot has the size of a `Record`, and its alignment: the values of a map that can be mapped into memory begin a page.
+    PORTS.get_value_ptr_mut(backend as u32, &(port as u32)).map(<*mut _>::cast)
+}

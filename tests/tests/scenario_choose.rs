@@ -21,7 +21,7 @@ const TARGET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(VIP), 2379);
 
 struct Scene {
     balancer: Balancer,
-    _servers: Vec<EchoServer>,
+    servers: Vec<EchoServer>,
     lab: Lab,
 }
 
@@ -44,7 +44,7 @@ fn scene(name: &str, service: &str) -> Scene {
     for name in ["b0", "b1", "b2"] {
         balancer.wait_backend(name, "healthy", LIMIT).unwrap();
     }
-    Scene { balancer, _servers: servers, lab }
+    Scene { balancer, servers, lab }
 }
 
 fn connect(scene: &Scene, client: &str) -> TcpStream {
@@ -84,6 +84,40 @@ fn six_long_lived_connections_are_two_by_two_by_two() {
     assert!(now.iter().all(|&flows| flows <= 5), "within the bound: {now:?}");
     drop((more, lab));
     assert!(clients.finish().iter().all(|outcome| outcome.broken.is_none()));
+}
+
+/// Members restart one after the other, and each one's clients connect again: the last one to return has few, until
+/// connections are moved.
+#[test]
+fn sixty_connections_before_and_after_a_rolling_restart() {
+    let mut scene = scene("rolling", "");
+    let mut clients: Vec<TcpStream> = (0..60).map(|_| connect(&scene, "client-1")).collect();
+    thread::sleep(Duration::from_millis(300));
+    let before = spread(&scene.balancer);
+    println!("60 connections one after the other: {before:?}");
+    assert!(before.iter().all(|&flows| flows <= 25), "within 1.25 of 20: {before:?}");
+    for number in 0..3 {
+        let name = format!("b{number}");
+        drop(scene.servers.remove(number));
+        scene.balancer.wait_backend(&name, "down", LIMIT).unwrap();
+        clients.retain(|client| !is_closed(client));
+        clients.extend((clients.len()..60).map(|_| connect(&scene, "client-1")).collect::<Vec<_>>());
+        let host = scene.lab.host(&format!("etcd-{}", number + 1));
+        scene.servers.insert(number, EchoServer::start(host, 2379).unwrap());
+        scene.balancer.wait_backend(&name, "healthy", LIMIT).unwrap();
+    }
+    thread::sleep(Duration::from_millis(300));
+    let after = spread(&scene.balancer);
+    println!("after a rolling restart: {after:?}");
+    assert_eq!(after.iter().sum::<u64>(), 60);
+    assert!(after.iter().all(|&flows| flows <= 37), "within 1.25 of 30, when two were left: {after:?}");
+}
+
+/// Whether the other end has closed or reset.
+fn is_closed(client: &TcpStream) -> bool {
+    client.set_nonblocking(true).unwrap();
+    let mut octet = [0];
+    !matches!(client.peek(&mut octet), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 #[test]

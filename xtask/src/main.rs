@@ -1,6 +1,8 @@
 //! The tasks of this workspace: `cargo xtask TASK`.
 
+mod bench;
 mod cargo;
+mod kernels;
 mod lab;
 mod run;
 mod test;
@@ -32,6 +34,15 @@ enum Task {
     Demo,
     /// Run every check and test (needs root)
     Test(test::Options),
+    /// Measure the XDP program: ns per packet, net of the harness (needs root)
+    Bench {
+        /// Fewer and shorter rounds
+        #[arg(long)]
+        quick: bool,
+        /// Also write the figures as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<std::path::PathBuf>,
+    },
     /// Check the house rules
     Tidy,
 }
@@ -52,12 +63,13 @@ impl Task {
         match self {
             Self::BuildEbpf => {
                 let (workspace_root, target_dir) = (cargo::workspace_root()?, cargo::target_dir()?);
-                let options = ebpf_build::Options { workspace_root, target_dir, debug_log: false };
+                let options = ebpf_build::Options { workspace_root, target_dir, features: &[] };
                 println!("{}", ebpf_build::build(&options)?.display());
             }
             Self::Lab { args } => return lab::exec(&args),
             Self::Demo => return lab::exec(&["demo".to_owned()]),
             Self::Test(options) => return test::run(&options),
+            Self::Bench { quick, json } => return bench::run(quick, json.as_deref()),
             Self::Tidy => tidy::check(&cargo::workspace_root()?)?,
         }
         Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::{cargo, lab, run, tidy};
+use crate::{cargo, kernels, lab, run, tidy};
 use glob::Glob;
 use tally::Tally;
 
@@ -21,9 +21,12 @@ const LABS: &str = "2";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Also what takes long: repetitions, load tests
+    /// Also what takes long: load tests, other kernels
     #[arg(long)]
     long: bool,
+    /// Also the packet tests in virtual machines, on the oldest and the newest kernels supported
+    #[arg(long)]
+    kernels: bool,
     /// Only the tests whose names match, with `*` for anything; no other checks
     #[arg(long, value_name = "GLOB")]
     only: Option<String>,
@@ -61,6 +64,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         &["--show-output", "--test-threads", LABS],
         only.as_ref(),
     )?;
+    if options.long || options.kernels {
+        other_kernels(&mut tally)?;
+    }
 
     heading("result");
     for failed in tally.failures() {
@@ -102,6 +108,16 @@ fn test_command(args: &[&str]) -> Result<Command> {
     // A failed step's message suffices; traces of every error would bury it.
     command.env("RUST_LIB_BACKTRACE", "0");
     Ok(command)
+}
+
+fn other_kernels(tally: &mut Tally) -> Result<()> {
+    heading("other kernels");
+    let start = Instant::now();
+    for tried in kernels::run(|_| {})? {
+        tally.step(&format!("kernel {}", tried.kernel), tried.passed);
+    }
+    duration(start.elapsed());
+    Ok(())
 }
 
 /// A step that passes or fails as a whole. An error that keeps it from running (a signal above all) ends the run.

@@ -43,11 +43,16 @@ pub struct Program {
 impl Program {
     /// Loads the object with fresh maps for `max_flows`, standalone, with one interface.
     pub fn load(max_flows: u32) -> Self {
+        Self::load_object(etcd_lb::object::XDP_OBJECT, max_flows)
+    }
+
+    /// The same with another build of the object.
+    pub fn load_object(object: &[u8], max_flows: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, flows_capacity(max_flows))
             .map_max_entries(name::CLIENTS, flows_capacity(max_flows))
             .map_max_entries(name::HALF_OPEN, half_open_capacity(max_flows))
-            .load(etcd_lb::object::XDP_OBJECT)
+            .load(object)
             .unwrap_or_else(|error| panic!("the object does not load: {error:?}"));
         for (name, _) in [(program::ENTRY, 0)].into_iter().chain(program::TAIL_CALLED) {
             let program: &mut Xdp = ebpf.program_mut(name).expect(name).try_into().expect("an XDP program");
@@ -225,6 +230,11 @@ impl Program {
             self.ebpf.map_mut(name::BACKEND_COUNTERS).expect("counters").try_into().expect("a per-CPU array");
         counters.get(&u32::from(backend), 0).expect("get").iter().for_each(|one| sum.add(one));
         sum
+    }
+
+    /// What was loaded, for what this type has no method for.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
     }
 
     /// Runs the entry on a frame.

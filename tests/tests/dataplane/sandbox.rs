@@ -115,6 +115,8 @@ pub fn desired(hosts: &[u8]) -> Desired {
             vip: VIP,
             port: PORT,
             seed: Seed { key: [1, 2] },
+            algorithm: lb_common::choose::Algorithm::Bounded,
+            max_flows_per_client: 0,
             affinity: Affinity::None,
             allow: Vec::new(),
             no_backend: NoBackend::Reset,
@@ -136,6 +138,7 @@ fn backend(host: u8) -> DesiredBackend {
     DesiredBackend {
         address: address(host),
         source: VIP,
+        max_connections: 0,
         weight: 1,
         usable: true,
         healthy: true,

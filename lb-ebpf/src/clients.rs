@@ -39,7 +39,8 @@ pub fn enter(key: &FlowKey) -> bool {
     if before < limit as i64 {
         return true;
     }
-    leave(key);
+    // SAFETY: as above.
+    unsafe { atomic::fetch_add(&raw mut (*load).established, -1) };
     false
 }
 

@@ -40,16 +40,12 @@ pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step:
     // refused before it could be full.
     if promotes && !is_inserted(FLOWS.insert(key, flow, BPF_NOEXIST.into())) {
         count::count(Counter::PromotionFailed);
-        if enters {
-            clients::leave(key);
-        }
         return Ok(());
     }
     let Some((before, after)) = change(record, claim, step) else {
         if promotes {
             // The slot went to another flow meanwhile.
             let _gone_already = FLOWS.remove(key);
-            clients::leave(key);
         }
         return Ok(());
     };

@@ -125,8 +125,8 @@ extern "C" fn ask(number: u32, choice: *mut c_void) -> i64 {
     let Some(backend) = candidate(table, choice, number) else { return 1 };
     let Some(share) = table.shares.get(backend as usize) else { return 0 };
     let Some(load) = LOADS.get_ptr_mut(load_of_backend(backend)) else { return 0 };
-    // Once more if another CPU took the same backend at the same moment.
-    if takes(choice, share, table.live_weight, load) || takes(choice, share, table.live_weight, load) {
+    // Where another CPU took the same backend at the same moment, the next one is asked.
+    if takes(choice, share, table.live_weight, load) {
         choice.number = backend;
         return 1;
     }

@@ -151,7 +151,7 @@ fn explain_says_where_connections_really_go() {
 
 #[test]
 fn loads_are_the_port_tables_census_after_churn_from_two_clients() {
-    let scene = scene("churn", "max_flows_per_client = 40\n");
+    let scene = scene("churn", "max_flows_per_client = 10000\n");
     let kept: Vec<TcpStream> = (0..12).map(|_| connect(&scene, "client-1")).collect();
     let end = Instant::now() + Duration::from_secs(3);
     let made: usize = thread::scope(|scope| {

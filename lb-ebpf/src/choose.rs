@@ -194,12 +194,10 @@ extern "C" fn rank(number: u32, choice: *mut c_void) -> i64 {
     0
 }
 
-/// How often a word is tried again that another CPU changed first. A count that is lost is gone with its window anyway.
-const PENDING_TRIES: u32 = 4;
-
-/// A change of a word of handshakes under way. It lies on the caller's stack.
+/// A change of words of handshakes under way, tried once each: a count that is lost because another CPU changed the word at
+/// the same moment is gone with its window anyway. It lies on the caller's stack.
 struct Change {
-    slot: u32,
+    slots: [u32; 2],
     now: Window,
     begun: Window,
     done: bool,
@@ -208,33 +206,35 @@ struct Change {
 /// A handshake begins.
 #[inline(always)]
 fn begin(slot: u32, now: Window) {
-    change(Change { slot, now, begun: now, done: false });
+    change(1, Change { slots: [slot; 2], now, begun: now, done: false });
 }
 
 /// A handshake is complete: it counts as established from here on.
 #[inline(always)]
 pub fn complete(backend: u16, service: u16, now: Window, begun: Window) {
-    change(Change { slot: load_of_backend(backend), now, begun, done: true });
-    change(Change { slot: load_of_service(service), now, begun, done: true });
+    let slots = [load_of_backend(backend), load_of_service(service)];
+    change(2, Change { slots, now, begun, done: true });
 }
 
 #[inline(always)]
-fn change(mut change: Change) {
+fn change(count: u32, mut change: Change) {
     let change: *mut Change = &raw mut change;
     // SAFETY: the helper calls `attempt` with `change`, which outlives the call.
-    unsafe { generated::bpf_loop(PENDING_TRIES, attempt as *mut c_void, change.cast(), 0) };
+    unsafe { generated::bpf_loop(count, attempt as *mut c_void, change.cast(), 0) };
 }
 
-/// One try; returns 1 to end the loop.
-extern "C" fn attempt(_number: u32, change: *mut c_void) -> i64 {
+/// One word.
+extern "C" fn attempt(number: u32, change: *mut c_void) -> i64 {
     // SAFETY: `change` passes a pointer to its `Change`, to which nothing else refers during the call.
     let change = unsafe { &*change.cast::<Change>() };
-    let Some(load) = LOADS.get_ptr_mut(change.slot) else { return 1 };
+    let slot = if number == 0 { change.slots[0] } else { change.slots[1] };
+    let Some(load) = LOADS.get_ptr_mut(slot) else { return 1 };
     // SAFETY: a live map value, aligned to 8.
     unsafe {
         let seen = (&raw const (*load).pending).read_volatile();
         let word = Pending(seen);
         let to = if change.done { word.done(change.now, change.begun) } else { word.begun(change.now) };
-        i64::from(atomic::compare_exchange(&raw mut (*load).pending, seen, to.0) == seen)
+        atomic::compare_exchange(&raw mut (*load).pending, seen, to.0);
     }
+    0
 }

@@ -107,6 +107,10 @@ counters! {
         stale_handshake => StaleHandshake,
         /// A new connection while `max_flows` are established.
         table_full => TableFull,
+        /// A new connection while every live backend has `max_connections`.
+        backends_full => BackendsFull,
+        /// A connection of a client that has `max_flows_per_client` already.
+        client_limit => ClientLimit,
         /// A new connection for which no NAT port was free.
         nat_ports_exhausted => NatPortsExhausted,
         /// A packet of a flow whose backend's flows were reset.

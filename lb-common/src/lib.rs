@@ -8,6 +8,7 @@
 //! | [`claim`] | the claim word of a NAT port: states, flags, generation |
 //! | [`counters`] | every counter with its name; a drop or reset without a name cannot be written |
 //! | [`checksum`] | incremental checksums (RFC 1624) |
+//! | [`choose`], [`pending`] | which backend takes a new flow; handshakes under way |
 //! | [`tcp`] | sequence arithmetic and what a segment does to a flow |
 //! | [`hash`] | the seeded flow hash |
 //! | [`nat`] | which NAT ports are tried for a new flow |
@@ -20,12 +21,14 @@
 
 pub mod addr;
 pub mod checksum;
+pub mod choose;
 pub mod claim;
 pub mod counters;
 pub mod frame;
 pub mod hash;
 pub mod maps;
 pub mod nat;
+pub mod pending;
 pub mod quote;
 pub mod rewrite;
 pub mod tcp;

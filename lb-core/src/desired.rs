@@ -6,7 +6,7 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::{hash::Seed, maps};
+use lb_common::{choose::Algorithm, hash::Seed, maps};
 
 pub use policy::{Policy, Standing, choose};
 
@@ -83,6 +83,8 @@ fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
         port: service.port,
         dsr: service.mode == config::Mode::Dsr,
         seed: world.seed(service),
+        algorithm: algorithm(service.algorithm),
+        max_flows_per_client: service.max_flows_per_client,
         affinity: match service.affinity {
             config::Affinity::None => Affinity::None,
             config::Affinity::ClientIp => Affinity::ClientIp,
@@ -103,6 +105,7 @@ fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
                 address: backend.address,
                 source: service.source_address,
                 weight: backend.weight,
+                max_connections: backend.max_connections,
                 usable: *usable,
                 healthy: standing.state == State::Healthy,
                 drained: standing.drained,
@@ -114,6 +117,15 @@ fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
             .collect(),
     };
     (desired, policy.failing_open)
+}
+
+const fn algorithm(algorithm: config::Algorithm) -> Algorithm {
+    match algorithm {
+        config::Algorithm::Bounded => Algorithm::Bounded,
+        config::Algorithm::Maglev => Algorithm::Maglev,
+        config::Algorithm::LeastConn => Algorithm::LeastConn,
+        config::Algorithm::RoundRobin => Algorithm::RoundRobin,
+    }
 }
 
 /// Every VIP and source address, each once.

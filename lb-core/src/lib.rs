@@ -5,6 +5,7 @@
 //! that every rule can be tested without waiting and without a network.
 #![forbid(unsafe_code)]
 
+pub mod choice;
 pub mod config;
 pub mod desired;
 pub mod health;

@@ -1,5 +1,7 @@
 //! How many flows each backend of a service has too many, so that `rebalance` resets no more than these.
 
+use lb_common::choose;
+
 /// A backend, as it is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
@@ -20,20 +22,17 @@ pub struct Verdict {
     pub excess: u32,
 }
 
-/// For each backend its bound, max(⌈k × w / W⌉, ⌊1.25 × k × w / W⌋), and what it has above it: k the flows of all usable
-/// backends, w the backend's weight, W the weight of all. It is the bound for new flows (Mirrokni et al., "Consistent
-/// Hashing with Bounded Loads", SODA 2018, with c = 1.25), so that whoever comes again finds room elsewhere.
+/// For each backend its bound ([`choose::bound`], the one that new flows are held to), and what it has above it. Counted are
+/// the flows of all usable backends, so that whoever comes again finds room elsewhere.
 pub fn verdicts(backends: &[Share]) -> Vec<Verdict> {
     let counted = || backends.iter().filter(|backend| backend.usable && backend.weight > 0);
-    let flows: u128 = counted().map(|backend| u128::from(backend.flows)).sum();
-    let weights: u128 = counted().map(|backend| u128::from(backend.weight)).sum();
+    let flows: u64 = counted().map(|backend| u64::from(backend.flows)).sum();
+    let weights: u32 = counted().map(|backend| backend.weight).fold(0, u32::saturating_add);
     let verdict = |backend: &Share| {
         if !backend.usable || backend.weight == 0 {
             return Verdict { bound: 0, excess: 0 };
         }
-        let share = flows * u128::from(backend.weight);
-        let bound = share.div_ceil(weights).max(5 * share / (4 * weights));
-        let bound = u32::try_from(bound).unwrap_or(u32::MAX);
+        let bound = u32::try_from(choose::bound(backend.weight, weights, flows)).unwrap_or(u32::MAX);
         Verdict { bound, excess: backend.flows.saturating_sub(bound) }
     };
     backends.iter().map(verdict).collect()

@@ -9,17 +9,19 @@
 
 mod actual;
 mod plan;
+mod table;
 mod target;
 #[cfg(test)]
 mod tests;
 
 use std::{net::IpAddr, net::SocketAddr, time::Duration};
 
-use lb_common::{hash::Seed, maps};
+use lb_common::{choose::Algorithm, hash::Seed, maps};
 
 pub use self::{
-    actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, Table, cleared},
+    actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, cleared},
     plan::Planner,
+    table::{Member, Table},
     target::Error,
 };
 
@@ -56,8 +58,12 @@ pub struct DesiredService {
     pub dsr: bool,
     /// Key of the flow hash.
     pub seed: Seed,
+    /// How a backend is chosen.
+    pub algorithm: Algorithm,
     /// What of a client is hashed.
     pub affinity: Affinity,
+    /// Established flows that one client's address may have; 0: no limit.
+    pub max_flows_per_client: u32,
     /// Who may connect; empty: everyone.
     pub allow: Vec<Prefix>,
     /// What a new connection meets while no backend is usable.
@@ -79,6 +85,8 @@ pub struct DesiredBackend {
     pub source: IpAddr,
     /// Share of new flows relative to the service's other backends; 0: none.
     pub weight: u32,
+    /// Established flows past which it is passed over; 0: no limit.
+    pub max_connections: u32,
     /// Takes new flows now.
     pub usable: bool,
     /// The last verdict of the health check; kept in the map for a restarted agent.

@@ -30,6 +30,33 @@ pub unsafe fn compare_exchange(word: *mut u64, old: u64, new: u64) -> u64 {
     }
 }
 
+/// Adds `value` to the number at `word`; returns what it was. A full barrier.
+///
+/// # Safety
+/// As [`compare_exchange`].
+#[inline(always)]
+pub unsafe fn fetch_add(word: *mut i64, value: i64) -> i64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let before: i64;
+        // SAFETY: the caller vouches for `word`.
+        unsafe {
+            core::arch::asm!(
+                "{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+                word = in(reg) word,
+                value = inout(reg) value => before,
+            );
+        }
+        before
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        use core::sync::atomic::{AtomicI64, Ordering};
+        // SAFETY: the caller vouches for `word`.
+        unsafe { AtomicI64::from_ptr(word) }.fetch_add(value, Ordering::SeqCst)
+    }
+}
+
 /// Adds `value` to the number at `word`.
 ///
 /// # Safety

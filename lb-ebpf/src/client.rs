@@ -32,7 +32,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
             if packet.segment.is_syn() && (ended || claim.is(State::Closed)) {
                 // One that the balancer ended may still be there, and would hide the new one.
                 let _gone_already = FLOWS.remove(key);
-                return tail_call(ctx, program::NEW_INDEX);
+                return tail_call(ctx, program::CHOOSE_INDEX);
             }
             // SAFETY: a live map value; only what clients' packets write is written, or the claim, atomically.
             return known(ctx, &link, &packet, &key, flow, unsafe { &mut *record }, claim, backend);
@@ -42,7 +42,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         let _gone_already = HALF_OPEN.remove(key);
     }
     if packet.segment.is_syn() {
-        return tail_call(ctx, program::NEW_INDEX);
+        return tail_call(ctx, program::CHOOSE_INDEX);
     }
     if packet.segment.any(tcp::RST) {
         return Err(Counter::UnknownRst);

@@ -114,7 +114,7 @@ fn from_client(ctx: &XdpContext, link: &Link, here: &Interface, packet: &TcpPack
     let Some(flow) = FLOWS.get_ptr_mut(key) else {
         // The commonest miss goes the shortest way: a SYN that is no retransmission.
         let is_new = packet.segment.is_syn() && HALF_OPEN.get_ptr(key).is_none();
-        return if is_new { leave(program::NEW_INDEX) } else { leave(program::CLIENT_INDEX) };
+        return if is_new { leave(program::CHOOSE_INDEX) } else { leave(program::CLIENT_INDEX) };
     };
     // SAFETY: a live map value; what is written here is written by packets of this client only, which one CPU handles.
     let flow: &mut Flow = unsafe { &mut *flow };

@@ -37,6 +37,8 @@ pub struct Handover {
     number: u16,
     flags: u8,
     is_v6: u8,
+    /// The backend that `choose` chose, for `new_flow`.
+    chosen: u32,
     onward: Onward,
     change: Change,
 }
@@ -68,6 +70,21 @@ pub struct Change {
     pub since: u64,
     pub key: FlowKey,
     reserved: u32,
+}
+
+/// Says which backend was chosen for this CPU's packet.
+#[inline(always)]
+pub fn put_chosen(backend: u16) {
+    let Some(slot) = HANDOVER.get_ptr_mut(0) else { return };
+    // SAFETY: a live map value, and this CPU's own.
+    unsafe { (*slot).chosen = backend as u32 };
+}
+
+/// The backend that was chosen for this CPU's packet.
+#[inline(always)]
+pub fn chosen() -> Option<u16> {
+    // SAFETY: a live map value, and this CPU's own.
+    HANDOVER.get_ptr_mut(0).map(|slot| unsafe { (*slot).chosen as u16 })
 }
 
 /// Says where this CPU's packet is to be sent.

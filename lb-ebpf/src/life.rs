@@ -8,14 +8,15 @@ use lb_common::{
     claim::{self, Claim, State},
     counters::Counter,
     maps::{EVENT_CLOSED, EVENT_ESTABLISHED, FLOW_CLOSING, Flow, age_stamp, program},
+    pending::Window,
 };
 
 use crate::{
-    Outcome, atomic, clock, count, handover,
-    handover::Change,
+    Outcome, atomic, clients, clock, count,
+    handover::{self, Change},
     lookup::{forward_entry, record},
     maps::{FLOWS, HALF_OPEN},
-    signal, suspect, tail_call,
+    reset, signal, suspect, tail_call, walk,
 };
 
 /// How often a claim is tried again when another CPU changed it first: each try loses only to a change that was made,
@@ -33,35 +34,46 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         // SAFETY: a live map value. An entry that another CPU removes meanwhile may be reused for another key; then its
         // generation does not match.
         let flow: &Flow = unsafe { &*flow };
-        if flow.generation == Claim(change.claim).generation() {
-            step(change, flow);
+        if flow.generation == Claim(change.claim).generation() && step(change, flow).is_err() {
+            return reset::answer(ctx, Counter::ClientLimit);
         }
     }
     tail_call(ctx, program::ONWARD_INDEX)
 }
 
+/// The client has `max_flows_per_client`: the flow is closed instead of established.
+struct Refused;
+
 /// Takes the step, atomically; exactly one CPU sees each change and does what follows from it.
 #[inline(always)]
-fn step(said: &Change, flow: &Flow) {
+fn step(said: &Change, flow: &Flow) -> Result<(), Refused> {
     let (claim, step) = (Claim(said.claim), said.step);
     if claim.after(step) == claim {
         // Said before.
-        return;
+        return Ok(());
     }
-    let promotes = step & claim::HANDSHAKE_DONE != 0 && claim.is(State::HalfOpen);
-    let now = age_stamp(clock::coarse());
+    let promotes = step & claim::HANDSHAKE_DONE != 0 && claim.after(step).is(State::Established);
+    let promotes = promotes && claim.is(State::HalfOpen);
+    if promotes && !clients::enter(&said.key) {
+        let _the_slot_went_away = exchange(claim, flow, claim::RESET);
+        return Err(Refused);
+    }
+    let now = clock::coarse();
     // The forward entry first: whoever sees the claim established finds it. `flows` has room for it, since SYNs are
     // refused before it could be full.
-    if promotes && !is_inserted(FLOWS.insert(said.key, established(flow, now), BPF_NOEXIST.into())) {
+    if promotes && !is_inserted(FLOWS.insert(said.key, established(flow, age_stamp(now)), BPF_NOEXIST.into()))
+    {
         count::count(Counter::PromotionFailed);
-        return;
+        clients::leave(&said.key);
+        return Ok(());
     }
-    let Some((before, after, step)) = exchange(said, flow) else {
+    let Some((before, after, step)) = exchange(claim, flow, step) else {
         if promotes {
             // The slot went to another flow meanwhile.
             let _gone_already = FLOWS.remove(said.key);
+            clients::leave(&said.key);
         }
-        return;
+        return Ok(());
     };
     if before.is(State::HalfOpen) {
         answered(said, flow.backend, before, after);
@@ -70,11 +82,13 @@ fn step(said: &Change, flow: &Flow) {
     let ended = before.is(State::Established) && after.is(State::Closed);
     if began {
         let _gone_already = HALF_OPEN.remove(said.key);
+        walk::complete(flow.backend, said.key.service, Window::at(now), Window::of_stamp(flow.since));
         count::count(Counter::FlowEstablished);
     } else if ended {
         // In `half_open` the connection's last packets still find it.
         let _an_lru_makes_room = HALF_OPEN.insert(said.key, flow, 0);
         let _gone_already = FLOWS.remove(said.key);
+        clients::leave(&said.key);
         count::count(Counter::FlowClosed);
     } else if step & FINS != 0
         && let Some(entry) = FLOWS.get_ptr_mut(said.key)
@@ -87,8 +101,9 @@ fn step(said: &Change, flow: &Flow) {
         suspect::ended(flow.backend);
     }
     if began || ended {
-        tell(said, flow, if began { now } else { flow.established });
+        tell(said, flow, if began { age_stamp(now) } else { flow.since });
     }
+    Ok(())
 }
 
 /// What follows from a flow's begin or end for those who count and listen.
@@ -125,7 +140,7 @@ fn answered(said: &Change, backend: u16, before: Claim, after: Claim) {
 /// The forward entry that a flow has from now on.
 #[inline(always)]
 fn established(flow: &Flow, now: u32) -> Flow {
-    Flow { established: now, ..*flow }
+    Flow { since: now, ..*flow }
 }
 
 /// The backend ends a flow that its client had not begun to close.
@@ -157,11 +172,11 @@ struct Exchange {
 
 /// Takes the step; `None` if the slot went to another owner.
 #[inline(always)]
-fn exchange(said: &Change, flow: &Flow) -> Option<(Claim, Claim, u64)> {
+fn exchange(claim: Claim, flow: &Flow, step: u64) -> Option<(Claim, Claim, u64)> {
     let mut exchange = Exchange {
-        before: said.claim,
+        before: claim.0,
         after: 0,
-        step: said.step,
+        step,
         backend: flow.backend,
         port: flow.nat_port.get(),
         done: 0,

@@ -7,7 +7,8 @@
 //! | `client.rs`, `backend.rs` | packets of clients and of backends that are not on the established path |
 //! | `life.rs` | promotion and demotion of a flow |
 //! | `onward.rs`, `mss.rs`, `vlan.rs`, `too_big.rs` | the end of the way of a packet off the established path |
-//! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
+//! | `choose.rs`, `walk.rs`, `clients.rs` | a new flow: may it begin, and which backend |
+//! | `new.rs`, `port.rs` | a new flow: claiming a NAT port |
 //! | `suspect.rs`, `signal.rs` | backends that new flows pass over; what the agent is told |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `ipv6.rs`, `other_v6.rs` | the same for IPv6: what differs between the families |
@@ -22,7 +23,9 @@ mod atomic;
 mod backend;
 #[cfg(feature = "bench")]
 mod bench;
+mod choose;
 mod client;
+mod clients;
 mod clock;
 mod count;
 mod established;
@@ -46,6 +49,7 @@ mod signal;
 mod suspect;
 mod too_big;
 mod vlan;
+mod walk;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{counters::Counter, maps::program};
@@ -71,7 +75,13 @@ fn from_backend(ctx: XdpContext) -> u32 {
     finish(&ctx, backend::handle(&ctx))
 }
 
-/// New flows.
+/// New flows: may they begin, and which backend.
+#[xdp(frags)]
+fn choose(ctx: XdpContext) -> u32 {
+    finish(&ctx, choose::handle(&ctx))
+}
+
+/// New flows whose backend is chosen.
 #[xdp(frags)]
 fn new_flow(ctx: XdpContext) -> u32 {
     finish(&ctx, new::handle(&ctx))

@@ -8,14 +8,14 @@ use aya_ebpf::{
 use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, EVENTS_LEN, Filter, Flow, FlowKey, Handshakes, Interface, LOAD_SLOTS,
-        Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev,
-        PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Suspect,
-        VipClaim, VipOnInterface,
+        self, AllowData, Backend, ClientKey, ClientLoad, EVENTS_LEN, Filter, Flow, FlowKey, Handshakes,
+        Interface, LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
+        MAX_VIPS, Maglev, PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service,
+        ServiceKey, Suspect, VipClaim, VipOnInterface,
     },
 };
 
-use crate::handover::Handover;
+use crate::{handover::Handover, walk::Choice};
 
 /// The agent maps these into its memory.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -54,6 +54,8 @@ pub static HALF_OPEN: LruHashMap<FlowKey, Flow, HALF_OPEN_CAPACITY> = LruHashMap
 pub static PORTS: ArrayOfMaps<PortTable, MAX_BACKENDS> = ArrayOfMaps::new();
 #[btf_map(name = "loads")]
 pub static LOADS: Array<Load, LOAD_SLOTS, MMAPABLE> = Array::new();
+#[btf_map(name = "clients")]
+pub static CLIENTS: HashMap<ClientKey, ClientLoad, FLOWS_CAPACITY, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "lease")]
 pub static LEASE: Array<Lease, 1> = Array::new();
 #[btf_map(name = "counters")]
@@ -72,6 +74,9 @@ pub static HANDSHAKES: PerCpuArray<Handshakes, MAX_BACKENDS> = PerCpuArray::new(
 #[btf_map(name = "programs")]
 pub static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 
+/// See `walk::Choice`.
+#[btf_map(name = "choice")]
+pub static CHOICE: PerCpuArray<Choice, 1> = PerCpuArray::new();
 #[btf_map(name = "handover")]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 

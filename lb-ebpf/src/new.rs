@@ -1,14 +1,11 @@
-//! A new flow: may it begin, which backend, which NAT port.
+//! A new flow whose backend is chosen: its NAT port, its record, its forward entry.
 
-use aya_ebpf::{maps::lpm_trie::Key, programs::XdpContext};
+use aya_ebpf::programs::XdpContext;
 use lb_common::{
     claim::State,
     counters::Counter,
     hash,
-    maps::{
-        ALLOW_SERVICE_BITS, AllowData, BACKEND_USED, Backend, FLOW_DSR, Flow, FlowKey, MAGLEV_SLOTS,
-        SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DROP, SERVICE_DSR, Service, program,
-    },
+    maps::{BACKEND_USED, FLOW_DSR, Flow, FlowKey, SERVICE_DSR, age_stamp, program},
 };
 
 use crate::{
@@ -16,8 +13,8 @@ use crate::{
     established::count_in,
     frame::ingress,
     handover, log,
-    maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, SERVICES},
-    port, reset, signal, suspect, tail_call,
+    maps::{BACKENDS, HALF_OPEN, SERVICES},
+    port, reset, tail_call,
 };
 
 #[inline(always)]
@@ -25,24 +22,14 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let (link, packet, service_number) = handover::take(ctx)?;
     let key = FlowKey { client: packet.source, port: packet.ports.0, service: service_number };
     let service = SERVICES.get(key.service as u32).ok_or(Counter::NoBackendDrop)?;
+    let number = handover::chosen().ok_or(Counter::TailCall)?;
+    let backend = BACKENDS.get(number as u32).ok_or(Counter::NoBackendDrop)?;
+    if backend.flags & BACKEND_USED == 0 || backend.service != key.service {
+        // It left just now.
+        return Err(Counter::NoBackendDrop);
+    }
     let now = clock::exact();
-    if !LEASE.get(0).is_some_and(|lease| lease.holds(now)) {
-        return Err(Counter::Fenced);
-    }
-    if service.flags & SERVICE_ALLOW != 0 && !is_allowed(&key) {
-        return Err(Counter::NotAllowed);
-    }
-    if !has_room() {
-        signal::table_full(now);
-        return reset::answer(ctx, Counter::TableFull);
-    }
     let hash = hash::client(&service.seed, &key.client, Some(key.port));
-    let Some((number, backend)) = choose(service, &key, hash, now) else {
-        if service.flags & SERVICE_DROP != 0 {
-            return Err(Counter::NoBackendDrop);
-        }
-        return reset::answer(ctx, Counter::NoBackendReset);
-    };
     if backend.hop.mac.is_unknown() {
         return Err(Counter::NoNextHop);
     }
@@ -73,7 +60,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         epoch: backend.epoch,
         last_ack: 0,
         edge: packet.segment.seq_end(),
-        established: 0,
+        since: age_stamp(now),
         backend: number,
         nat_port: port,
         client_mac,
@@ -86,33 +73,4 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     count_in(&packet, number);
     handover::put_to_backend(flow.flags, port, backend);
     tail_call(ctx, program::ONWARD_INDEX)
-}
-
-#[inline(always)]
-fn is_allowed(key: &FlowKey) -> bool {
-    let data = AllowData { service: (key.service as u32).to_be_bytes(), address: key.client };
-    ALLOW.get(&Key::new(ALLOW_SERVICE_BITS + 128, data)).is_some()
-}
-
-/// Whether fewer than `max_flows` are established.
-#[inline(always)]
-fn has_room() -> bool {
-    match (LAYOUT.get(0), count::established()) {
-        (Some(layout), Some(established)) => established < layout.max_flows as i64,
-        _ => false,
-    }
-}
-
-/// The backend that the service's Maglev table has for this client, or the next one's if that is suspect.
-#[inline(always)]
-fn choose(service: &Service, key: &FlowKey, hash: u64, now: u64) -> Option<(u16, &'static Backend)> {
-    let hash = if service.flags & SERVICE_AFFINITY != 0 {
-        hash::client(&service.seed, &key.client, None)
-    } else {
-        hash
-    };
-    let number = suspect::pass_over(key.service, hash::slot(hash, MAGLEV_SLOTS), now);
-    let backend = BACKENDS.get(number as u32)?;
-    let ours = backend.flags & BACKEND_USED != 0 && backend.service == key.service;
-    if ours { Some((number, backend)) } else { None }
 }

@@ -246,13 +246,7 @@ fn what_this_release_lacks_is_refused_by_name() {
         let output = start(&scene, &(standard() + more), plain);
         refused(&scene, &output, 2, &[word, "not supported yet"]);
     }
-    for (from, to, word) in [
-        ("\"maglev\"", "\"bounded\"", "bounded"),
-        ("\"maglev\"", "\"least-conn\"", "least-conn"),
-        ("kind = \"tcp\"", "kind = \"etcd\"", "etcd"),
-        ("port = 2379", "port = 2379\nmode = \"dsr\"", "dsr"),
-        ("port = 2379", "port = 2379\nmax_flows_per_client = 5", "max_flows_per_client"),
-    ] {
+    for (from, to, word) in [("kind = \"tcp\"", "kind = \"etcd\"", "etcd")] {
         let output = start(&scene, &standard().replacen(from, to, 1), plain);
         refused(&scene, &output, 2, &[word, "not supported yet"]);
     }

@@ -5,7 +5,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{MAX_BACKENDS, MAX_SERVICES};
 use crate::{
     addr::{Addr, Mac, Port},
+    choose::Flows,
     claim::Claim,
+    pending::{Pending, Window},
 };
 
 /// Key of `flows` and `half_open`: the client's side of a connection.
@@ -37,8 +39,8 @@ pub struct Flow {
     pub last_ack: u32,
     /// End of the client's last segment, host order: its own next sequence number.
     pub edge: u32,
-    /// When the handshake was complete, see [`super::age_stamp`]; 0 before.
-    pub established: u32,
+    /// When the flow came into its state, half-open or established, see [`super::age_stamp`].
+    pub since: u32,
     /// Number of the backend.
     pub backend: u16,
     /// Source port toward the backend: the slot in its port table.
@@ -97,11 +99,44 @@ impl Record {
     }
 }
 
-/// Established flows, counted by atomic adds.
+/// Flows of a backend, a service, or all, counted by atomic operations.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Load {
     /// Established flows; negative for moments, while a flow ends on another CPU than it began on.
+    pub established: i64,
+    /// Handshakes begun in the last instant: [`crate::pending::Pending`].
+    pub pending: u64,
+    /// Of a service: whose turn it is, for `round-robin` and among equals of `least-conn`.
+    pub turn: i64,
+}
+
+impl Load {
+    /// What a choice counts at `now`.
+    #[inline(always)]
+    pub const fn flows(&self, now: Window) -> Flows {
+        let established = if self.established < 0 { 0 } else { self.established as u64 };
+        Flows { established, pending: Pending(self.pending).count(now) }
+    }
+}
+
+/// Key of `clients`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct ClientKey {
+    /// The client's address.
+    pub client: Addr,
+    /// Number of the service.
+    pub service: u32,
+}
+
+/// Value of `clients`: what one client has of a service with `max_flows_per_client`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ClientLoad {
+    /// Established flows.
     pub established: i64,
 }
 

@@ -28,6 +28,8 @@ pub const HALF_OPEN: &str = "half_open";
 pub const PORTS: &str = "ports";
 /// Array of [`super::Load`]; see [`super::load_of_backend`] and [`super::LOAD_TOTAL`].
 pub const LOADS: &str = "loads";
+/// Hash [`super::ClientKey`] → [`super::ClientLoad`]: clients of services with `max_flows_per_client`.
+pub const CLIENTS: &str = "clients";
 /// Array of one [`super::Lease`].
 pub const LEASE: &str = "lease";
 /// Per-CPU array of one [`crate::counters::Counters`].
@@ -63,6 +65,7 @@ pub const KEPT: &[&str] = &[
     HALF_OPEN,
     PORTS,
     LOADS,
+    CLIENTS,
     LEASE,
     COUNTERS,
     BACKEND_COUNTERS,

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{MAGLEV_SLOTS, MAX_INTERFACES};
+use super::{MAGLEV_SLOTS, MAX_BACKENDS, MAX_INTERFACES};
 use crate::{
     addr::{Addr, Mac, Port},
     hash::Seed,
@@ -113,10 +113,10 @@ pub struct Service {
     pub vip: Addr,
     /// The port.
     pub port: Port,
-    /// `SERVICE_*` bits.
+    /// `SERVICE_*` bits, and [`crate::choose::Algorithm::flags`] in the upper octet.
     pub flags: u16,
-    /// 0.
-    pub reserved: u32,
+    /// Established flows that one client's address may have; 0: no limit.
+    pub max_flows_per_client: u32,
 }
 
 /// The number is in use.
@@ -217,11 +217,37 @@ impl ReturnKey {
     }
 }
 
-/// The Maglev table of a service: slot → backend number, [`NO_BACKEND`] where there is none. One slot longer than
+/// All that a choice among a service's backends needs, in one value that is swapped as one: the Maglev table (slot →
+/// backend number, [`super::NO_BACKEND`] where there is none), and the live backends. The table is one slot longer than
 /// [`MAGLEV_SLOTS`], so that the verifier's bound for a scaled hash lies inside.
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Maglev {
     /// Backend numbers by slot.
     pub slots: [u16; MAGLEV_SLOTS as usize + 1],
+    /// By backend number; weight 0: not a live backend of this service.
+    pub shares: [Share; MAX_BACKENDS],
+    /// Numbers of the live backends.
+    pub live: [u16; MAX_BACKENDS],
+    /// For `round-robin`: backend numbers in the order of their turns.
+    pub turns: [u16; MAX_TURNS],
+    /// Entries of `live` in use.
+    pub live_count: u32,
+    /// The weight of all live backends together.
+    pub live_weight: u32,
+    /// Entries of `turns` in use.
+    pub turn_count: u32,
+}
+
+/// Entries of [`Maglev::turns`]: four for each of the most backends.
+pub const MAX_TURNS: usize = 4 * MAX_BACKENDS;
+
+/// A live backend's part in a choice.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Share {
+    /// Its share of new flows relative to the other live ones'; 0: it takes none.
+    pub weight: u32,
+    /// Established flows past which it is passed over; 0: no limit.
+    pub max_connections: u32,
 }

@@ -6,7 +6,9 @@ pub const ENTRY: &str = "xdp";
 pub const CLIENT: &str = "from_client";
 /// Packets of backends that are not on the established path: SYN-ACK, FIN, RST, unknown flows.
 pub const BACKEND: &str = "from_backend";
-/// New flows.
+/// New flows: may they begin, and which backend.
+pub const CHOOSE: &str = "choose";
+/// New flows whose backend is chosen.
 pub const NEW: &str = "new_flow";
 /// Turns a packet into the RST that answers it.
 pub const RESET: &str = "reset";
@@ -49,8 +51,10 @@ pub const ONWARD_INDEX: u32 = 8;
 pub const TOO_BIG_INDEX: u32 = 9;
 /// Index of [`ICMP`] in the map `programs`.
 pub const ICMP_INDEX: u32 = 10;
+/// Index of [`CHOOSE`] in the map `programs`.
+pub const CHOOSE_INDEX: u32 = 11;
 /// The tail-called programs by index.
-pub const TAIL_CALLED: [(&str, u32); 11] = [
+pub const TAIL_CALLED: [(&str, u32); 12] = [
     (CLIENT, CLIENT_INDEX),
     (BACKEND, BACKEND_INDEX),
     (NEW, NEW_INDEX),
@@ -62,4 +66,5 @@ pub const TAIL_CALLED: [(&str, u32); 11] = [
     (ONWARD, ONWARD_INDEX),
     (TOO_BIG, TOO_BIG_INDEX),
     (ICMP, ICMP_INDEX),
+    (CHOOSE, CHOOSE_INDEX),
 ];

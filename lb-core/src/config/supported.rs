@@ -2,9 +2,9 @@
 //! here, so that nothing is ever silently ignored. Whoever builds a missing piece deletes its lines.
 
 use super::diagnostic::Sink;
-use super::model::{Algorithm, Backend, Config, HealthKind, Service};
+use super::model::{Config, HealthKind, Service};
 use super::place::{Document, Step};
-use super::schema::{HEALTH, SERVICE, Schema};
+use super::schema::{HEALTH, Schema};
 
 /// A key whose default is not supported yet, and what it means meanwhile.
 pub(super) struct OtherDefault {
@@ -16,10 +16,8 @@ pub(super) struct OtherDefault {
     default: &'static str,
 }
 
-static OTHER_DEFAULTS: [OtherDefault; 2] = [
-    OtherDefault { schema: &SERVICE, key: "algorithm", toml: "\"maglev\"", default: "\"bounded\"" },
-    OtherDefault { schema: &HEALTH, key: "kind", toml: "\"http\"", default: "\"etcd\"" },
-];
+static OTHER_DEFAULTS: [OtherDefault; 1] =
+    [OtherDefault { schema: &HEALTH, key: "kind", toml: "\"http\"", default: "\"etcd\"" }];
 
 impl OtherDefault {
     pub(super) fn warning(&self) -> String {
@@ -63,30 +61,10 @@ pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) 
         if document.is_written(&lag) {
             not_yet(&lag, "`max_raft_lag`", "remove the key");
         }
-        for (number, backend) in service.backends.iter().enumerate() {
-            let path = ["service".into(), index.into(), "backend".into(), number.into()];
-            refuse_in_backend(backend, &|key, what, fix| {
-                not_yet(&[&path[..], &[key.into()]].concat(), what, fix);
-            });
-        }
-    }
-}
-
-fn refuse_in_backend(backend: &Backend, not_yet: &dyn Fn(&str, &str, &str)) {
-    if backend.max_connections != 0 {
-        let what = format!("`max_connections = {}`", backend.max_connections);
-        not_yet("max_connections", &what, "remove the key or write 0, no limit");
     }
 }
 
 fn refuse_in_service(service: &Service, not_yet: &dyn Fn(&str, &str, &str)) {
-    if service.algorithm != Algorithm::Maglev {
-        not_yet("algorithm", &format!("`algorithm = \"{}\"`", service.algorithm), r#"write "maglev""#);
-    }
-    if service.max_flows_per_client != 0 {
-        let what = format!("`max_flows_per_client = {}`", service.max_flows_per_client);
-        not_yet("max_flows_per_client", &what, "remove the key or write 0, no limit");
-    }
     if service.prefer_local {
         not_yet("prefer_local", "`prefer_local = true`", "remove the key or write false");
     }

@@ -1,9 +1,4 @@
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    ops::Deref,
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     addr::{Addr, Mac, Port},
@@ -13,6 +8,8 @@ use lb_common::{
         VipOnInterface,
     },
 };
+
+use super::Table;
 
 /// Key of `allow`: prefix length, the service number's 32 bits included, and data.
 pub type AllowKey = (u32, AllowData);
@@ -40,15 +37,11 @@ pub struct Actual {
     pub interfaces: BTreeMap<u32, Interface>,
     /// `filter`.
     pub filter: FilterBits,
-    /// Maglev tables by service number.
+    /// What choices are made by, by service number.
     pub maglev: BTreeMap<u16, Table>,
     /// `lease`.
     pub lease: Lease,
 }
-
-/// A Maglev table: slot → backend number, [`maps::MAGLEV_SLOTS`] long. Cheap to clone.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Table(Arc<[u16]>);
 
 /// The bits that are set in a [`Filter`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -179,37 +172,6 @@ impl Actual {
     }
 }
 
-impl From<&[u16]> for Table {
-    fn from(slots: &[u16]) -> Self {
-        Self(slots.into())
-    }
-}
-
-impl FromIterator<u16> for Table {
-    fn from_iter<I: IntoIterator<Item = u16>>(slots: I) -> Self {
-        Self(slots.into_iter().collect())
-    }
-}
-
-impl Deref for Table {
-    type Target = [u16];
-
-    fn deref(&self) -> &[u16] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Table {
-    /// How many slots each owner has: 65,537 numbers would be read by nobody.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut slots = BTreeMap::new();
-        for &owner in self.iter() {
-            *slots.entry(owner).or_insert(0u32) += 1;
-        }
-        f.debug_map().entries(slots).finish()
-    }
-}
-
 impl FilterBits {
     /// The bits of a map's value.
     pub fn of(filter: &Filter) -> Self {
@@ -258,8 +220,13 @@ pub const fn cleared(epoch: u32) -> Backend {
 }
 
 /// The entry of an unused service number.
-pub const NO_SERVICE: Service =
-    Service { seed: Seed { key: [0, 0] }, vip: Addr::UNSPECIFIED, port: Port::new(0), flags: 0, reserved: 0 };
+pub const NO_SERVICE: Service = Service {
+    seed: Seed { key: [0, 0] },
+    vip: Addr::UNSPECIFIED,
+    port: Port::new(0),
+    flags: 0,
+    max_flows_per_client: 0,
+};
 
 /// The entry of an unused slot of `interfaces`.
 pub const NO_INTERFACE: Interface = Interface { ifindex: 0, mtu: 0, mac: Mac::UNKNOWN };

@@ -11,7 +11,7 @@ use lb_common::{
 };
 
 use super::{
-    Actual, Affinity, AllowKey, Desired, DesiredAddress, DesiredBackend, DesiredService, FilterBits,
+    Actual, Affinity, AllowKey, Desired, DesiredAddress, DesiredBackend, DesiredService, FilterBits, Member,
     NoBackend, Prefix, Table,
     actual::{cleared, is_used, return_key, service_key},
 };
@@ -69,6 +69,7 @@ struct Share {
     number: u16,
     key: String,
     weight: u32,
+    max_connections: u32,
     live: bool,
 }
 
@@ -116,7 +117,7 @@ fn add_service(service: &DesiredService, actual: &Actual, target: &mut Actual) -
         .service_number(&key)
         .or_else(|| (0..maps::MAX_SERVICES as u16).find(|number| !taken(number)))
         .ok_or(Error::TooManyServices)?;
-    let mut flags = maps::SERVICE_USED;
+    let mut flags = maps::SERVICE_USED | service.algorithm.flags();
     if service.affinity == Affinity::ClientIp {
         flags |= maps::SERVICE_AFFINITY;
     }
@@ -129,7 +130,13 @@ fn add_service(service: &DesiredService, actual: &Actual, target: &mut Actual) -
     if service.dsr {
         flags |= maps::SERVICE_DSR;
     }
-    let entry = Service { seed: service.seed, vip: key.vip, port: key.port, flags, reserved: 0 };
+    let entry = Service {
+        seed: service.seed,
+        vip: key.vip,
+        port: key.port,
+        flags,
+        max_flows_per_client: service.max_flows_per_client,
+    };
     target.services.insert(number, entry);
     target.service_ports.insert(key, number);
     target.allow.extend(service.allow.iter().map(|prefix| allow_key(number, prefix)));
@@ -224,7 +231,9 @@ fn add_table(service: &DesiredService, target: &mut Actual, tables: &mut TableCa
     let share = |backend: &DesiredBackend| {
         let number = target.returns.get(&key_of(backend)).copied()?;
         let key = backend.address.to_string();
-        Some(Share { number, key, weight: backend.weight, live: backend.usable && !backend.drained })
+        let live = backend.usable && !backend.drained;
+        let (weight, max_connections) = (backend.weight, backend.max_connections);
+        Some(Share { number, key, weight, max_connections, live })
     };
     let shares: Vec<Share> = service.backends.iter().filter_map(share).collect();
     let table = match tables.0.get(&number) {
@@ -245,11 +254,16 @@ fn build(shares: &[Share]) -> Table {
         .map(|share| maglev::Member { key: share.key.as_bytes(), weight: share.weight, live: share.live })
         .collect();
     let number = |owner: u16| shares.get(usize::from(owner)).map_or(maps::NO_BACKEND, |share| share.number);
-    maglev::build(&members).into_iter().map(number).collect()
+    let live = shares.iter().filter(|share| share.live && share.weight > 0).map(|share| Member {
+        number: share.number,
+        weight: share.weight,
+        max_connections: share.max_connections,
+    });
+    Table::new(maglev::build(&members).into_iter().map(number), live)
 }
 
 fn empty_table() -> Table {
-    std::iter::repeat_n(maps::NO_BACKEND, maps::MAGLEV_SLOTS as usize).collect()
+    Table::new(std::iter::repeat_n(maps::NO_BACKEND, maps::MAGLEV_SLOTS as usize), [])
 }
 
 /// What follows from services and backends alone: reserved ports.

@@ -217,6 +217,8 @@ fn check_holds(desired: &Desired, actual: &Actual) -> Result<(), TestCaseError> 
         let live: BTreeSet<u16> =
             service.backends.iter().filter(live).map(|b| actual.returns[&return_key_of(b)]).collect();
         let owners = owners(&actual.maglev[&number]);
+        let members = actual.maglev[&number].live().iter().map(|member| member.number);
+        prop_assert_eq!(&members.collect::<BTreeSet<_>>(), &live, "the live backends stand beside the slots");
         if live.is_empty() {
             prop_assert_eq!(owners, BTreeSet::from([NO_BACKEND]));
         } else {
@@ -288,7 +290,9 @@ fn service(vip: IpAddr, port: u16, hosts: impl IntoIterator<Item = u8>) -> Desir
         port,
         seed: Seed { key: [1, 2] },
         dsr: false,
+        algorithm: Algorithm::Bounded,
         affinity: Affinity::None,
+        max_flows_per_client: 0,
         allow: Vec::new(),
         no_backend: NoBackend::Reset,
         drain_timeout: Duration::from_secs(30),
@@ -302,6 +306,7 @@ fn backend(source: IpAddr, host: u8) -> DesiredBackend {
         address: SocketAddr::from(([10, 0, 2, host], 2379)),
         source,
         weight: 1,
+        max_connections: 0,
         usable: true,
         healthy: true,
         drained: false,

@@ -18,6 +18,7 @@ impl Agent {
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Metrics(reply) => drop(reply.send(self.metrics())),
             Command::Flows(query, reply) => drop(reply.send(self.flows(&query))),
+            Command::Explain(query, reply) => drop(reply.send(self.explain(&query))),
             Command::Drain(request, draining, reply) => drop(reply.send(self.drain(&request, draining))),
             Command::Reset(request, reply) => drop(reply.send(self.reset(&request))),
             Command::Rebalance(dry_run, reply) => drop(reply.send(self.rebalance(dry_run))),

@@ -12,6 +12,7 @@
 mod attach;
 mod commands;
 pub mod error;
+mod explain;
 pub mod files;
 mod fit;
 mod flow_log;

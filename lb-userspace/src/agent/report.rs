@@ -139,7 +139,7 @@ impl Agent {
         Ok(numbers.flatten().collect())
     }
 
-    fn flow_entry(&self, flow: &FlowView) -> FlowEntry {
+    pub(super) fn flow_entry(&self, flow: &FlowView) -> FlowEntry {
         let (vip, port) = (flow.service.ip(), flow.service.port());
         let service = self.config.services.iter().find(|service| (service.vip, service.port) == (vip, port));
         let backend = service.and_then(|s| s.backends.iter().find(|backend| backend.address == flow.backend));
@@ -221,7 +221,7 @@ impl Agent {
         }
     }
 
-    fn backend_status(&self, service: &Service, backend: &Backend) -> BackendStatus {
+    pub(super) fn backend_status(&self, service: &Service, backend: &Backend) -> BackendStatus {
         let key = BackendKey::new(service, backend);
         let check = self.checks.get(&key);
         let state = check.map_or(State::Starting, |check| check.health().state());

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::status::Status;
+use super::{
+    explain::{ExplainAnswer, ExplainQuery},
+    status::Status,
+};
 
 /// A request to the agent's loop, with the way back.
 #[derive(Debug)]
@@ -16,6 +19,8 @@ pub enum Command {
     Metrics(oneshot::Sender<String>),
     /// What `flows` shows.
     Flows(FlowQuery, oneshot::Sender<Result<FlowList, String>>),
+    /// What `explain` shows.
+    Explain(ExplainQuery, oneshot::Sender<Result<ExplainAnswer, String>>),
     /// Begin or end draining.
     Drain(DrainRequest, Draining, oneshot::Sender<Result<DrainAnswer, String>>),
     /// Reset flows.

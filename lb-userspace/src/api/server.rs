@@ -19,8 +19,9 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
-use super::command::{
-    Command, Commands, DrainRequest, Draining, FlowQuery, Gone, RebalanceRequest, ResetRequest,
+use super::{
+    command::{Command, Commands, DrainRequest, Draining, FlowQuery, Gone, RebalanceRequest, ResetRequest},
+    explain::ExplainQuery,
 };
 
 /// An agent that does not answer for this long is not well: what probes of a kubelet or Prometheus wait at most.
@@ -31,6 +32,7 @@ pub fn socket_router(commands: Commands) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/flows", get(flows))
+        .route("/explain", get(explain))
         .route("/drain", post(drain))
         .route("/undrain", post(undrain))
         .route("/reset", post(reset))
@@ -143,6 +145,15 @@ async fn flows(
 ) -> Answer<impl Serialize> {
     let Query(query) = query.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
     let answer = commands.ask(|reply| Command::Flows(query, reply)).await.map_err(Refusal::from)?;
+    answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn explain(
+    State(commands): State<Commands>,
+    query: Result<Query<ExplainQuery>, QueryRejection>,
+) -> Answer<impl Serialize> {
+    let Query(query) = query.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+    let answer = commands.ask(|reply| Command::Explain(query, reply)).await.map_err(Refusal::from)?;
     answer.map(Json).map_err(Refusal::refused)
 }
 

@@ -4,6 +4,7 @@ mod check_config;
 mod completions;
 mod detach;
 mod drain;
+mod explain;
 mod flows;
 mod rebalance;
 mod reload;
@@ -42,6 +43,7 @@ enum Command {
     CheckConfig(check_config::CheckConfig),
     Status(status::Status),
     Flows(flows::Flows),
+    Explain(explain::Explain),
     Drain(drain::Drain),
     Undrain(drain::Undrain),
     Reset(reset::Reset),
@@ -63,6 +65,7 @@ impl Cli {
             Command::CheckConfig(check) => check.run(),
             Command::Status(status) => status.run(&socket()),
             Command::Flows(flows) => flows.run(&socket()),
+            Command::Explain(explain) => explain.run(&socket()),
             Command::Drain(drain) => drain.run(&socket()),
             Command::Undrain(undrain) => undrain.run(&socket()),
             Command::Reset(reset) => reset.run(&socket()),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, os::fd::AsFd as _, sync::atomic::Ordering};
 use aya::maps::{HashMap, MapData, MapError, lpm_trie::Key};
 use aya_obj::generated::bpf_map_type;
 use lb_common::maps::{self, FlowKey, Maglev, name};
-use lb_core::reconcile::{Change, NO_INTERFACE, NO_SERVICE, cleared};
+use lb_core::reconcile::{Change, NO_INTERFACE, NO_SERVICE, Table, cleared};
 
 use super::{
     bpf,
@@ -76,9 +76,9 @@ pub(super) fn apply(
 }
 
 /// A new inner map takes the place of the old one: readers have either, whole.
-fn swap_maglev(maps: &mut Maps, service: u16, table: &[u16]) -> Result<(), Error> {
+fn swap_maglev(maps: &mut Maps, service: u16, table: &Table) -> Result<(), Error> {
     let mut value = boxed_maglev();
-    value.slots[..table.len()].copy_from_slice(table);
+    table.write(&mut value);
     let definition = aya_obj::Map::new_from_params(
         bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
         size_of::<u32>() as u32,

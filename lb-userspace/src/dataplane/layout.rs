@@ -15,7 +15,7 @@ pub(super) const fn current(max_flows: u32) -> Layout {
 /// The capacity of a map where it depends on `max_flows`.
 pub(super) fn capacity(map: &str, max_flows: u32) -> Option<u32> {
     match map {
-        name::FLOWS => Some(maps::flows_capacity(max_flows)),
+        name::FLOWS | name::CLIENTS => Some(maps::flows_capacity(max_flows)),
         name::HALF_OPEN => Some(maps::half_open_capacity(max_flows)),
         _ => None,
     }

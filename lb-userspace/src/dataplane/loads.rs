@@ -12,7 +12,7 @@ use lb_core::reconcile::Actual;
 use super::{census::Census, maps::Maps};
 
 /// Counts that must agree.
-const AGREE: usize = 4;
+pub(super) const AGREE: usize = 4;
 
 /// The last differences of each slot, newest last.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl Drift {
 }
 
 /// What all the differences have in common.
-fn lasting(differences: &[i64]) -> i64 {
+pub(super) fn lasting(differences: &[i64]) -> i64 {
     let least = differences.iter().copied().min_by_key(|difference| difference.abs()).unwrap_or(0);
     let agree = differences.iter().all(|difference| difference.signum() == least.signum());
     if agree { least } else { 0 }

@@ -9,8 +9,8 @@ use aya::{
 use lb_common::{
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, Filter, Flow, FlowKey, Handshakes, Interface, Lease, Load, Maglev,
-        ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface, name,
+        self, AllowData, Backend, ClientKey, ClientLoad, Filter, Flow, FlowKey, Handshakes, Interface, Lease,
+        Load, Maglev, ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface, name,
     },
 };
 use lb_core::reconcile::{Actual, FilterBits, Table};
@@ -31,6 +31,7 @@ pub(super) struct Maps {
     pub(super) flows: HashMap<MapData, FlowKey, Flow>,
     pub(super) half_open: HashMap<MapData, FlowKey, Flow>,
     pub(super) ports: ArrayOfMaps<MapData, MapData>,
+    pub(super) clients: HashMap<MapData, ClientKey, ClientLoad>,
     pub(super) lease: Array<MapData, Lease>,
     pub(super) counters: PerCpuArray<MapData, Counters>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
@@ -72,6 +73,7 @@ impl Maps {
             flows: take(ebpf, name::FLOWS)?,
             half_open: take(ebpf, name::HALF_OPEN)?,
             ports: take(ebpf, name::PORTS)?,
+            clients: take(ebpf, name::CLIENTS)?,
             lease: take(ebpf, name::LEASE)?,
             counters: take(ebpf, name::COUNTERS)?,
             backend_counters: take(ebpf, name::BACKEND_COUNTERS)?,
@@ -142,17 +144,17 @@ impl Maps {
         // sizes of all layouts.
         unsafe { bpf::read_first(inner.fd().as_fd(), &mut *table) }
             .map_err(Error::call("read", name::MAGLEV))?;
-        Ok(Some(table.slots[..maps::MAGLEV_SLOTS as usize].into()))
+        Ok(Some(Table::read(&table)))
     }
 }
 
-/// A table without owners, on the heap: it has 131 kB.
+/// A value that is all zero, on the heap: it has 149 kB.
 pub(super) fn boxed_maglev() -> Box<Maglev> {
-    const WORD: usize = size_of::<u16>();
-    const { assert!(size_of::<Maglev>().is_multiple_of(WORD) && align_of::<Maglev>() == align_of::<u16>()) };
-    let words: Box<[u16]> = vec![maps::NO_BACKEND; size_of::<Maglev>() / WORD].into();
-    // SAFETY: `Maglev` is `repr(C)` and nothing but that many `u16`, so that size and alignment of the allocation are its
-    // own, and every bit pattern is a value.
+    const WORD: usize = size_of::<u32>();
+    const { assert!(size_of::<Maglev>().is_multiple_of(WORD) && align_of::<Maglev>() == align_of::<u32>()) };
+    let words: Box<[u32]> = vec![0; size_of::<Maglev>() / WORD].into();
+    // SAFETY: size and alignment of the allocation are those of `Maglev`, which is `repr(C)` and `FromBytes`: every bit
+    // pattern is a value.
     unsafe { Box::from_raw(Box::into_raw(words).cast::<Maglev>()) }
 }
 

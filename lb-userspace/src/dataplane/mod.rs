@@ -8,9 +8,10 @@
 //! | `apply.rs`, `maps.rs` | the policy maps, written by the plan of [`lb_core::reconcile`] and by nothing else |
 //! | `port_table.rs`, `shared.rs` | port tables and other maps in memory |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
+//! | `explain.rs` | which backend a new flow would go to |
 //! | `resets.rs`, `raw_socket.rs` | ending flows at both ends |
 //! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
-//! | `sweep.rs`, `forward.rs`, `loads.rs`, `leaving.rs` | what is cleaned up about once a second |
+//! | `sweep.rs`, `forward.rs`, `loads.rs`, `clients.rs`, `leaving.rs` | what is cleaned up about once a second |
 //! | `detach.rs` | removing it all |
 //! | `debug_log.rs` | the program's own messages, in builds with the feature `debug-log` |
 //! | `bpf.rs` | calls to the kernel that aya does not have |
@@ -21,11 +22,13 @@
 mod apply;
 mod bpf;
 mod census;
+mod clients;
 #[cfg(feature = "debug-log")]
 mod debug_log;
 mod detach;
 mod device;
 mod error;
+mod explain;
 mod flows;
 mod forward;
 mod layout;
@@ -64,6 +67,7 @@ pub use self::{
     census::{BackendCensus, Census},
     detach::{DetachReport, detach},
     error::Error,
+    explain::{Explanation, LiveBackend},
     flows::{FlowFilter, FlowState, FlowView},
     resets::Reason,
     rings::Ring,
@@ -114,6 +118,7 @@ pub struct Reconciled {
 pub struct DataPlane {
     pins: PinDir,
     entry: OwnedFd,
+    max_flows: u32,
     /// The kernel's number of the entry program, which numbers the load.
     load: u32,
     adopted: bool,
@@ -168,6 +173,7 @@ impl DataPlane {
         let mut plane = Self {
             pins,
             entry,
+            max_flows: options.max_flows,
             load: id,
             adopted,
             kept: false,

@@ -24,7 +24,7 @@ use lb_core::{
 use tracing::{debug, warn};
 
 use super::{
-    DataPlane, leaving,
+    DataPlane, clients, leaving,
     maps::{Maps, is_absent},
     monotonic_ns,
     port_table::PortTable,
@@ -142,7 +142,7 @@ impl DataPlane {
             let claim = table.claim(port);
             if is_stale(table, port, claim, Some(backend.epoch)) {
                 let slot = Slot { backend: number, service: backend.service, port };
-                count += u32::from(self.resets.end(&self.maps, table, slot, claim, reason, now_ns));
+                count += u32::from(self.resets.end(&mut self.maps, table, slot, claim, reason, now_ns));
             }
         }
         count
@@ -170,7 +170,7 @@ impl DataPlane {
         found.sort_unstable_by_key(|(last_seen, port, _)| (*last_seen, *port));
         let ended = found.into_iter().take(count).filter(|(_, port, claim)| {
             let slot = Slot { backend: number, service: backend.service, port: *port };
-            self.resets.end(&self.maps, table, slot, *claim, reason, now_ns)
+            self.resets.end(&mut self.maps, table, slot, *claim, reason, now_ns)
         });
         ended.count() as u32
     }
@@ -256,7 +256,7 @@ impl Resets {
     /// Ends a flow if its claim still is what was read, and has both ends told; whether it was established until now.
     pub(super) fn end(
         &mut self,
-        maps: &Maps,
+        maps: &mut Maps,
         table: &PortTable,
         slot: Slot,
         claim: Claim,
@@ -268,6 +268,11 @@ impl Resets {
         }
         let was_established = claim.is(State::Established);
         if was_established {
+            if let Some(record) = table.flow(slot.port)
+                && let Err(error) = clients::leave(maps, record.client, slot.service)
+            {
+                debug!(%error, "a client's count is left to the sweep");
+            }
             table.rest_from(slot.port, now_ns);
             count_out(maps, slot.backend, slot.service);
         }

@@ -12,6 +12,7 @@ use lb_common::{
 use super::{
     DataPlane,
     census::{BackendCensus, Census},
+    clients::{self, Clients},
     error::Error,
     forward::Forward,
     leaving::Leaving,
@@ -42,7 +43,7 @@ pub struct SweepReport {
     pub idle_ended: u32,
     /// Forward entries removed that had outlived their flow.
     pub forward_removed: usize,
-    /// Load counts corrected.
+    /// Load counts corrected, those of clients included.
     pub loads_corrected: usize,
     /// Backends given up, their flows having ended.
     pub given_up: Vec<u16>,
@@ -55,6 +56,7 @@ pub(super) struct Sweeper {
     claiming: BTreeMap<(u16, u16), (Claim, u64)>,
     forward: Forward,
     drift: Drift,
+    clients: Clients,
     leaving: Leaving,
     /// SYNs that a backend never answered, by its number, since this process began.
     pub(super) unanswered: BTreeMap<u16, u64>,
@@ -92,13 +94,14 @@ impl DataPlane {
             for (port, claim) in pass.stale {
                 let slot = Slot { backend: number, service, port };
                 let reason = self.resets.reason(number);
-                self.resets.end(&self.maps, table, slot, claim, reason, now_ns);
+                self.resets.end(&mut self.maps, table, slot, claim, reason, now_ns);
             }
             *self.sweeper.unanswered.entry(number).or_default() += pass.unanswered;
             for (port, claim) in pass.silent {
                 let slot = Slot { backend: number, service, port };
                 let silent = is_silent(&self.maps, table, slot, claim, now_ns.saturating_sub(idle_ns))?;
-                let ended = silent && self.resets.end(&self.maps, table, slot, claim, Reason::Idle, now_ns);
+                let ended =
+                    silent && self.resets.end(&mut self.maps, table, slot, claim, Reason::Idle, now_ns);
                 report.idle_ended += u32::from(ended);
             }
             claiming.extend(pass.claiming.into_iter().map(|(port, claim)| ((number, port), (claim, now_ns))));
@@ -106,6 +109,7 @@ impl DataPlane {
         report.ports_freed += self.free_stuck(claiming, now_ns);
         report.forward_removed = self.sweeper.forward.step(&mut self.maps, &self.tables, now_ns)?;
         report.loads_corrected = self.sweeper.drift.correct(&self.maps, &self.actual, &report.census);
+        report.loads_corrected += self.sweeper.clients.correct(&mut self.maps, &self.tables, &self.actual)?;
         report.given_up = self.give_up(&report.census, now_ns)?;
         Ok(report)
     }
@@ -138,7 +142,7 @@ impl DataPlane {
             return Ok(left);
         }
         for &number in &left {
-            self.end_all(number);
+            self.end_all(number)?;
         }
         self.actual.ended.extend(&left);
         if let Some(desired) = &self.desired {
@@ -149,17 +153,22 @@ impl DataPlane {
     }
 
     /// Ends the established flows that a backend still has; the counts follow.
-    fn end_all(&self, number: u16) {
+    fn end_all(&mut self, number: u16) -> Result<(), Error> {
         let (Some(table), Some(backend)) = (self.tables.get(&number), self.actual.backends.get(&number))
         else {
-            return;
+            return Ok(());
         };
         for port in table.ports() {
             let claim = table.claim(port);
+            let record = table.flow(port);
             if claim.is(State::Established) && table.change(port, claim, claim.after(RESET)) {
                 count_out(&self.maps, number, backend.service);
+                if let Some(record) = record {
+                    clients::leave(&mut self.maps, record.client, backend.service)?;
+                }
             }
         }
+        Ok(())
     }
 }
 

@@ -1,6 +1,9 @@
 //! The loaded program with map state that a test made, run on one frame at a time.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -15,12 +18,16 @@ use lb_common::{
     hash::Seed,
     maps::*,
 };
+use lb_core::reconcile::{Member, Table};
+use zerocopy::FromZeros as _;
 
 /// MAC of the interface that frames come in by: the loopback's number is what `BPF_PROG_TEST_RUN` gives them.
 pub const OWN_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x11]);
 pub const CLIENT_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x22]);
 pub const BACKEND_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x33]);
 const IFINDEX: u32 = 1;
+/// Key of every service's flow hash.
+pub const SEED: Seed = Seed { key: [7, 9] };
 /// `include/uapi/linux/bpf.h`.
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -46,6 +53,7 @@ impl Program {
     pub fn load_object(object: &[u8], max_flows: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(name::FLOWS, flows_capacity(max_flows))
+            .map_max_entries(name::CLIENTS, flows_capacity(max_flows))
             .map_max_entries(name::HALF_OPEN, half_open_capacity(max_flows))
             .load(object)
             .unwrap_or_else(|error| panic!("the object does not load: {error:?}"));
@@ -84,8 +92,7 @@ impl Program {
         let filter = self.filter;
         self.array(name::FILTER).set(0, filter, 0).expect("set");
         self.answer_for(vip);
-        let service =
-            Service { seed: Seed { key: [7, 9] }, vip, port, flags: SERVICE_USED | flags, reserved: 0 };
+        let service = Service { seed: SEED, vip, port, flags: SERVICE_USED | flags, max_flows_per_client: 0 };
         self.array(name::SERVICES).set(u32::from(number), service, 0).expect("set");
         self.hash(name::SERVICE_PORTS)
             .insert(ServiceKey::new(vip, port), u32::from(number), 0)
@@ -135,10 +142,20 @@ impl Program {
         self.maglev_of(service, |_| backend);
     }
 
-    /// Gives each Maglev slot of a service to a backend.
+    /// Gives each Maglev slot of a service to a backend; each of them is live, with weight 1.
     pub fn maglev_of(&mut self, service: u16, owner: impl Fn(usize) -> u16) {
+        let slots: Vec<u16> = (0..MAGLEV_SLOTS as usize).map(owner).collect();
+        let numbers: BTreeSet<u16> = slots.iter().copied().filter(|number| *number != NO_BACKEND).collect();
+        let live = numbers.into_iter().map(|number| Member { number, weight: 1, max_connections: 0 });
+        self.table(service, &Table::new(slots, live));
+    }
+
+    /// Swaps what a service's choices are made by.
+    pub fn table(&mut self, service: u16, of: &Table) {
         let mut table = Array::<MapData, Maglev>::create(1, 0).expect("a Maglev table");
-        table.set(0, Maglev { slots: std::array::from_fn(owner) }, 0).expect("set");
+        let mut value = Maglev::new_zeroed();
+        of.write(&mut value);
+        table.set(0, value, 0).expect("set");
         let mut maglev: ArrayOfMaps<_, Array<MapData, Maglev>> =
             self.ebpf.map_mut(name::MAGLEV).expect("maglev").try_into().expect("an array of maps");
         maglev.set(u32::from(service), &table, 0).expect("set");
@@ -159,7 +176,29 @@ impl Program {
     }
 
     pub fn set_load(&mut self, slot: u32, established: i64) {
-        self.array(name::LOADS).set(slot, Load { established }, 0).expect("set");
+        self.array(name::LOADS).set(slot, Load { established, ..Load::default() }, 0).expect("set");
+    }
+
+    /// Changes a service's entry.
+    pub fn change_service(&mut self, number: u16, change: impl FnOnce(&mut Service)) {
+        let mut service: Service = self.array(name::SERVICES).get(&u32::from(number), 0).expect("get");
+        change(&mut service);
+        self.array(name::SERVICES).set(u32::from(number), service, 0).expect("set");
+    }
+
+    /// Established flows of a client as the limit counts them.
+    pub fn client_load(&mut self, service: u16, client: Ipv4Addr) -> Option<i64> {
+        let key = ClientKey { client: client.into(), service: u32::from(service) };
+        self.hash::<ClientKey, ClientLoad>(name::CLIENTS).get(&key, 0).ok().map(|load| load.established)
+    }
+
+    pub fn set_turn(&mut self, slot: u32, turn: i64) {
+        let load = self.whole_load(slot);
+        self.array(name::LOADS).set(slot, Load { turn, ..load }, 0).expect("set");
+    }
+
+    pub fn whole_load(&mut self, slot: u32) -> Load {
+        self.array(name::LOADS).get(&slot, 0).expect("get")
     }
 
     pub fn load_of(&mut self, slot: u32) -> i64 {

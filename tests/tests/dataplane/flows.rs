@@ -94,7 +94,7 @@ fn a_silent_flow_is_ended_once_and_counted_out() {
         maps.forward(0, 2000, long_ago);
         maps.forward(0, 2001, now);
         for slot in [load_of_backend(0), maps::load_of_service(0), LOAD_TOTAL] {
-            maps.loads.set(slot, Load { established: 2 }, 0).unwrap();
+            maps.loads.set(slot, Load { established: 2, ..Load::default() }, 0).unwrap();
         }
         let report = plane.sweep(now).unwrap();
         assert_eq!(report.idle_ended, 1);
@@ -127,7 +127,7 @@ fn loads_that_stay_wrong_are_corrected() {
         let (mut plane, mut maps) = open(sandbox);
         let now = monotonic_ns();
         maps.flow(0, 2000, State::Established, now);
-        maps.loads.set(load_of_backend(0), Load { established: 9 }, 0).unwrap();
+        maps.loads.set(load_of_backend(0), Load { established: 9, ..Load::default() }, 0).unwrap();
         for _ in 0..3 {
             assert_eq!(plane.sweep(now).unwrap().loads_corrected, 0);
         }
@@ -162,7 +162,7 @@ fn flows_of_a_removed_backend_are_reset_at_the_drain_timeout() {
         let now = monotonic_ns();
         maps.flow(1, 2000, State::Established, now);
         maps.forward(1, 2000, now);
-        maps.loads.set(LOAD_TOTAL, Load { established: 1 }, 0).unwrap();
+        maps.loads.set(LOAD_TOTAL, Load { established: 1, ..Load::default() }, 0).unwrap();
         plane.reconcile(&desired(&[1])).unwrap();
         let epoch = maps.backend(1).epoch;
         plane.sweep(now).unwrap();
@@ -301,7 +301,7 @@ impl Maps {
             epoch: 0,
             last_ack: 0,
             edge: 0,
-            established: 0,
+            since: 0,
             backend,
             nat_port: Port::new(port),
             client_mac: Mac::UNKNOWN,

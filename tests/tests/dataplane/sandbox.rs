@@ -116,6 +116,8 @@ pub fn desired(hosts: &[u8]) -> Desired {
             port: PORT,
             seed: Seed { key: [1, 2] },
             dsr: false,
+            algorithm: lb_common::choose::Algorithm::Bounded,
+            max_flows_per_client: 0,
             affinity: Affinity::None,
             allow: Vec::new(),
             no_backend: NoBackend::Reset,
@@ -137,6 +139,7 @@ fn backend(host: u8) -> DesiredBackend {
     DesiredBackend {
         address: address(host),
         source: VIP,
+        max_connections: 0,
         weight: 1,
         usable: true,
         healthy: true,

@@ -147,7 +147,7 @@ fn minimal_config_has_the_defaults() {
     assert_eq!(shown.health.target(&shown.backends[0]), "10.0.1.10:2381".parse().unwrap());
 
     // What this release does instead, and says.
-    assert_eq!((service.algorithm, service.on_backend_down), (Algorithm::Maglev, OnBackendDown::Reset));
+    assert_eq!((service.algorithm, service.on_backend_down), (Algorithm::Bounded, OnBackendDown::Reset));
     let http = HttpProbe {
         path: "/health?exclude=NOSPACE".into(),
         expect_status: 200,
@@ -159,8 +159,6 @@ fn minimal_config_has_the_defaults() {
     assert_eq!(
         warnings,
         [
-            "config.toml:4:1: `algorithm` is not written in [[service]]: its default \"bounded\" is not supported yet, \
-             so this release uses \"maglev\"; write `algorithm = \"maglev\"` to keep that after an upgrade",
             "config.toml:4:1: `kind` is not written in [service.health]: its default \"etcd\" is not supported yet, so \
              this release uses \"http\"; write `kind = \"http\"` to keep that after an upgrade",
         ]
@@ -175,8 +173,8 @@ fn one_warning_for_all_services() {
         .replace(":2379", ":6443");
     let (config, warnings) = parse(&format!("{MINIMAL}{second}"), "config.toml").unwrap();
     assert_eq!(config.services.len(), 2);
-    assert_eq!(config.services[1].algorithm, Algorithm::Maglev);
-    assert_eq!(warnings.len(), 2);
+    assert_eq!(config.services[1].algorithm, Algorithm::Bounded);
+    assert_eq!(warnings.len(), 1);
 }
 
 #[test]

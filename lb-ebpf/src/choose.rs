@@ -1,0 +1,68 @@
+//! A new flow: may it begin, and which backend takes it.
+
+use aya_ebpf::{maps::lpm_trie::Key, programs::XdpContext};
+use lb_common::{
+    counters::Counter,
+    maps::{
+        ALLOW_SERVICE_BITS, AllowData, FlowKey, NO_BACKEND, SERVICE_ALLOW, SERVICE_DROP, Service, program,
+    },
+};
+
+use crate::{
+    Outcome, clients, clock, count, handover,
+    maps::{ALLOW, LAYOUT, LEASE, SERVICES},
+    reset, signal, tail_call, walk,
+};
+
+#[inline(always)]
+pub fn handle(ctx: &XdpContext) -> Outcome {
+    let (_, packet, number) = handover::take(ctx)?;
+    let key = FlowKey { client: packet.source, port: packet.ports.0, service: number };
+    let service = SERVICES.get(number as u32).ok_or(Counter::NoBackendDrop)?;
+    let now = clock::exact();
+    if !LEASE.get(0).is_some_and(|lease| lease.holds(now)) {
+        return Err(Counter::Fenced);
+    }
+    if service.flags & SERVICE_ALLOW != 0 && !is_allowed(&key) {
+        return Err(Counter::NotAllowed);
+    }
+    if clients::is_at_limit(service, &key) {
+        return reset::answer(ctx, Counter::ClientLimit);
+    }
+    if !has_room() {
+        signal::table_full(now);
+        return reset::answer(ctx, Counter::TableFull);
+    }
+    let (backend, full) = walk::choose(service, &key, now);
+    if backend == NO_BACKEND {
+        return refuse(ctx, service, full);
+    }
+    handover::put_chosen(backend);
+    tail_call(ctx, program::NEW_INDEX)
+}
+
+#[inline(always)]
+fn refuse(ctx: &XdpContext, service: &Service, full: bool) -> Outcome {
+    if full {
+        return reset::answer(ctx, Counter::BackendsFull);
+    }
+    if service.flags & SERVICE_DROP != 0 {
+        return Err(Counter::NoBackendDrop);
+    }
+    reset::answer(ctx, Counter::NoBackendReset)
+}
+
+#[inline(always)]
+fn is_allowed(key: &FlowKey) -> bool {
+    let data = AllowData { service: (key.service as u32).to_be_bytes(), address: key.client };
+    ALLOW.get(&Key::new(ALLOW_SERVICE_BITS + 128, data)).is_some()
+}
+
+/// Whether fewer than `max_flows` are established.
+#[inline(always)]
+fn has_room() -> bool {
+    match (LAYOUT.get(0), count::established()) {
+        (Some(layout), Some(established)) => established < layout.max_flows as i64,
+        _ => false,
+    }
+}

@@ -37,7 +37,7 @@ use tokio::{
 use tracing::{error, info};
 
 use self::{error::Error, notify::Notifier, state::Agent, told::Rings};
-use crate::{api::Command, dataplane::monotonic_ns};
+use crate::api::Command;
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
@@ -89,7 +89,7 @@ async fn turn(
             events = rings.events.next() => agent.on_events(&events),
             Some(command) = commands.recv() => agent.on_command(command).await,
             _ = sweep.tick() => agent.sweep(),
-            () = resets::due(agent.plane.tell_ended_at_ns()) => agent.plane.tell_ended(monotonic_ns()),
+            () = resets::due(agent.plane.resets_due_ns()) => agent.end_flows(),
             _ = refresh.tick() => agent.refresh().await,
             () = tick(watchdog.as_mut()) => agent.notifier.send("WATCHDOG=1"),
             Some(()) = reload.recv() => {

@@ -65,7 +65,7 @@ pub use self::{
     detach::{DetachReport, detach},
     error::Error,
     flows::{FlowFilter, FlowState, FlowView},
-    resets::Reason,
+    resets::{EndedFlow, Reason},
     rings::Ring,
     sweep::SweepReport,
     told::BackendPlace,
@@ -263,7 +263,9 @@ impl DataPlane {
     pub fn reconcile(&mut self, desired: &Desired) -> Result<Reconciled, Error> {
         let plan = self.planner.plan(desired, &self.actual)?;
         self.desired = Some(desired.clone());
-        self.write(&plan)
+        let written = self.write(&plan)?;
+        self.sweeper.leaving.follow(&self.actual, self.desired.as_ref(), monotonic_ns());
+        Ok(written)
     }
 
     /// The number of a backend, also of one that leaves; what counters and flows name it by.

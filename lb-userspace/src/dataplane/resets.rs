@@ -8,14 +8,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use aya::maps::MapError;
 use lb_common::{
     addr::{Addr, Port},
     claim::{Claim, ENDED, State},
-    maps::{Backend, Flow, FlowKey, Record, Service, interface_slot},
+    maps::{Backend, Flow, FlowKey, Record, Service, age_ns, interface_slot},
 };
 use lb_core::{
     resets::{Schedule, Time},
@@ -24,7 +25,7 @@ use lb_core::{
 use tracing::{debug, warn};
 
 use super::{
-    DataPlane, leaving,
+    BackendPlace, DataPlane, leaving,
     maps::{Maps, is_absent},
     monotonic_ns,
     port_table::PortTable,
@@ -52,6 +53,40 @@ pub enum Reason {
     Rebalance,
 }
 
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::BackendDown, Self::Drained, Self::Idle, Self::Operator, Self::Rebalance];
+
+    /// The label of the metrics and the word of the flow log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BackendDown => "backend_down",
+            Self::Drained => "drain_timeout",
+            Self::Idle => "idle",
+            Self::Operator => "command",
+            Self::Rebalance => "rebalance",
+        }
+    }
+}
+
+/// An established flow that the agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedFlow {
+    /// When, ns of [`monotonic_ns`].
+    pub at_ns: u64,
+    /// The client.
+    pub client: SocketAddr,
+    /// The source port toward the backend.
+    pub nat_port: u16,
+    /// Its service and backend.
+    pub place: BackendPlace,
+    /// How long it was established; `None` if its forward entry is gone.
+    pub lasted: Option<Duration>,
+    /// Why.
+    pub reason: Reason,
+}
+
 /// A NAT port and whose it is.
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
@@ -66,6 +101,10 @@ struct Ended {
     backend: u16,
     port: u16,
     generation: u32,
+    client: Addr,
+    client_port: Port,
+    reason: Reason,
+    at_ns: u64,
 }
 
 /// What is under way.
@@ -76,7 +115,7 @@ pub(super) struct Resets {
     socket: Option<RawSocket>,
     /// Why a backend's epoch was raised last.
     reasons: BTreeMap<u16, Reason>,
-    /// Flows ended by backend and reason.
+    /// Established flows ended, by backend and reason, since this process began.
     counted: BTreeMap<(u16, Reason), u64>,
 }
 
@@ -112,20 +151,24 @@ impl DataPlane {
         self.end_chosen(number, count as usize, reason, |_| true)
     }
 
-    /// When [`Self::tell_ended`] has something to do, ns; `None`: not before more flows are ended.
-    pub fn tell_ended_at_ns(&self) -> Option<u64> {
-        self.resets.schedule.due_ns()
+    /// When [`Self::tell_ended`] or [`Self::end_drained`] has something to do, ns; `None`: not before more flows are
+    /// ended or drained.
+    pub fn resets_due_ns(&self) -> Option<u64> {
+        [self.resets.schedule.due_ns(), self.sweeper.leaving.due_ns()].into_iter().flatten().min()
     }
 
-    /// Tells both ends of some of the flows that were ended.
-    pub fn tell_ended(&mut self, now_ns: u64) {
+    /// Tells both ends of some of the flows that were ended. Returns those of which this is the first time.
+    pub fn tell_ended(&mut self, now_ns: u64) -> Vec<EndedFlow> {
+        let mut first = Vec::new();
         for _ in 0..BATCH {
-            let Some((ended, time)) = self.resets.schedule.take(now_ns) else { return };
-            self.tell(ended, time);
+            let Some((ended, time)) = self.resets.schedule.take(now_ns) else { break };
+            let told = self.tell(&ended, time);
+            first.extend(told.filter(|_| time == Time::First));
         }
+        first
     }
 
-    /// Flows of a backend's number that were ended for a reason.
+    /// Established flows of a backend's number that were ended for a reason, since this process began.
     pub fn ended_flows(&self, number: u16, reason: Reason) -> u64 {
         self.resets.counted.get(&(number, reason)).copied().unwrap_or_default()
     }
@@ -175,41 +218,48 @@ impl DataPlane {
         ended.count() as u32
     }
 
-    /// Takes the flow off the established path, and says farewell to both its ends.
-    fn tell(&mut self, ended: Ended, time: Time) {
-        let Some(table) = self.tables.get(&ended.backend) else { return };
-        let Some(record) = table.flow(ended.port) else { return };
-        let claim = record.claim();
-        if claim.generation() != ended.generation || !claim.has(ENDED) {
-            return;
-        }
-        let Some((backend, service)) = self.owner(ended.backend).map(|(b, s)| (*b, *s)) else { return };
-        let key = FlowKey { client: record.client, port: record.client_port, service: backend.service };
-        let forward = match forward_entry(&self.maps, &key) {
-            Ok(found) => found,
-            Err(error) => {
-                debug!(%error, "the client's last ACK cannot be read");
-                return;
-            }
-        };
+    /// Takes the flow off the established path, and says farewell to both its ends. `None` if nothing is known of its
+    /// backend any more.
+    fn tell(&mut self, ended: &Ended, time: Time) -> Option<EndedFlow> {
+        let (backend, service) = self.owner(ended.backend).map(|(b, s)| (*b, *s))?;
+        let key = FlowKey { client: ended.client, port: ended.client_port, service: backend.service };
         let ours = |flow: &Flow| flow.backend == ended.backend && flow.generation == ended.generation;
-        let client_ack = match &forward {
-            Some((flow, _)) if ours(flow) => Some((flow.last_ack, flow.edge)),
-            // The client has begun another connection.
-            Some(_) => None,
-            // Pushed out of `half_open`: the client has acknowledged about what the backend sent.
-            None => Some((record.edge, record.last_ack)),
-        };
-        if let Some((flow, true)) = forward
-            && ours(&flow)
+        let forward = forward_entry(&self.maps, &key).unwrap_or_else(|error| {
+            debug!(%error, "the client's last ACK cannot be read");
+            None
+        });
+        let own = forward.filter(|(flow, _)| ours(flow));
+        if let Some((flow, true)) = &own
             && time == Time::First
         {
-            self.leave_established_path(&key, &flow);
+            self.leave_established_path(&key, flow);
         }
-        if let Some((last_ack, edge)) = client_ack {
-            self.say_farewell(&client_side(&service, &record), last_ack, edge);
+        let still = |record: &Record| {
+            record.claim().generation() == ended.generation && record.claim().has(ENDED)
+        };
+        let record = self.tables.get(&ended.backend).and_then(|table| table.flow(ended.port)).filter(still);
+        if let Some(record) = record {
+            let client_ack = match (&own, &forward) {
+                (Some((flow, _)), _) => Some((flow.last_ack, flow.edge)),
+                // The client has begun another connection.
+                (None, Some(_)) => None,
+                // Pushed out of `half_open`: the client has acknowledged about what the backend sent.
+                (None, None) => Some((record.edge, record.last_ack)),
+            };
+            if let Some((last_ack, edge)) = client_ack {
+                self.say_farewell(&client_side(&service, &record), last_ack, edge);
+            }
+            self.say_farewell(&backend_side(&backend, ended.port), record.last_ack, record.edge);
         }
-        self.say_farewell(&backend_side(&backend, ended.port), record.last_ack, record.edge);
+        let lasted = |flow: &Flow| Duration::from_nanos(age_ns(flow.established, ended.at_ns));
+        Some(EndedFlow {
+            at_ns: ended.at_ns,
+            client: SocketAddr::new(ended.client.to_ip(), ended.client_port.get()),
+            nat_port: ended.port,
+            place: self.place_of(ended.backend)?,
+            lasted: own.map(|(flow, _)| lasted(&flow)),
+            reason: ended.reason,
+        })
     }
 
     /// Into `half_open`, where packets of ended flows find it, and which makes room by itself.
@@ -248,7 +298,7 @@ impl DataPlane {
 }
 
 impl Resets {
-    /// Ends a flow if its claim still is what was read, and has both ends told; whether it was established until now.
+    /// Ends a flow if it still is the one whose claim was read, and established, and has both ends told; whether it was.
     pub(super) fn end(
         &mut self,
         maps: &Maps,
@@ -258,17 +308,38 @@ impl Resets {
         reason: Reason,
         now_ns: u64,
     ) -> bool {
-        if !table.change(slot.port, claim, claim.after(ENDED)) {
-            return false;
-        }
-        let was_established = claim.is(State::Established);
-        if was_established {
-            table.rest_from(slot.port, now_ns);
-            count_out(maps, slot.backend, slot.service);
-        }
+        let mut held = claim;
+        // Each turn loses to a step that the flow took, and a flow has few to take.
+        let record = loop {
+            // Its identity stands as long as its claim does.
+            let Some(record) = table.flow(slot.port) else { return false };
+            if held.generation() != claim.generation() || !held.is(State::Established) {
+                return false;
+            }
+            if table.change(slot.port, held, held.after(ENDED)) {
+                break record;
+            }
+            held = table.claim(slot.port);
+        };
+        table.rest_from(slot.port, now_ns);
+        count_out(maps, slot.backend, slot.service);
         *self.counted.entry((slot.backend, reason)).or_default() += 1;
-        self.schedule.add(Ended { backend: slot.backend, port: slot.port, generation: claim.generation() });
-        was_established
+        self.schedule.add(Ended {
+            backend: slot.backend,
+            port: slot.port,
+            generation: claim.generation(),
+            client: record.client,
+            client_port: record.client_port,
+            reason,
+            at_ns: now_ns,
+        });
+        true
+    }
+
+    /// A backend has left: its number may be another's from now on.
+    pub(super) fn forget(&mut self, number: u16) {
+        self.reasons.remove(&number);
+        self.counted.retain(|(backend, _), _| *backend != number);
     }
 
     /// Why the backend's epoch is raised.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Fleet, Host, Lab, Topology, VIP, balancer,
+    Balancer, CLIENT_PORT, Cluster, Config, Fleet, Host, Lab, Topology, VIP,
     echo::{BusyClients, EchoServer},
     eventually,
     fleet::{Options, Session},
@@ -41,7 +41,7 @@ fn scene(name: &str, more: impl FnOnce(&Lab) -> String) -> Scene {
     let lab = Lab::start(name, &Topology::standard().without("lb2").without("client-2")).unwrap();
     let cluster = Cluster::start(&lab).unwrap();
     let host = lab.host("lb1");
-    let config = balancer::config(host, &cluster) + &more(&lab);
+    let config = Config::etcd(host, &cluster).text() + &more(&lab);
     let balancer = Balancer::start(host, &config).unwrap();
     for member in cluster.members() {
         balancer.wait_backend(member.name(), "healthy", LIMIT).unwrap();

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Fleet, Host, Lab, Topology, VIP6, balancer,
+    Balancer, CLIENT_PORT, Cluster, Config, Fleet, Host, Lab, Topology, VIP6,
     echo::{BusyClients, EchoServer},
     eventually,
     fleet::Options,
@@ -40,7 +40,7 @@ fn etcd_through_the_ipv6_vip() {
     let lab = Lab::start("etcd6", &small()).unwrap();
     let mut cluster = Cluster::start(&lab).unwrap();
     let host = lab.host("lb1");
-    let balancer = Balancer::start(host, &balancer::config_v6(host, &cluster)).unwrap();
+    let balancer = Balancer::start(host, &Config::etcd_v6(host, &cluster).text()).unwrap();
     for member in cluster.members() {
         balancer.wait_backend(member.name(), "healthy", LIMIT).unwrap();
     }

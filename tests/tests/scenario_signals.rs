@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Fleet, Host, Lab, Topology, VIP, balancer,
+    Balancer, CLIENT_PORT, Cluster, Config, Fleet, Host, Lab, Topology, VIP,
     echo::{BusyClients, EchoServer},
     eventually,
     fleet::Options,
@@ -127,7 +127,8 @@ fn kill_a_member(name: &str, established: bool) {
     let lab = Lab::start(name, &small()).unwrap();
     let mut cluster = Cluster::start(&lab).unwrap();
     // So that only what the data plane sees can be as fast as promised.
-    let config = balancer::config(lab.host("lb1"), &cluster).replace("\"500ms\"\n  fast", "\"5s\"\n  fast");
+    let config = Config::etcd(lab.host("lb1"), &cluster).text();
+    let config = config.replace("\ninterval = \"500ms\"", "\ninterval = \"5s\"");
     assert!(config.contains("interval = \"5s\""), "{config}");
     let balancer = Balancer::start(lab.host("lb1"), &config).unwrap();
     for member in cluster.members() {

@@ -71,8 +71,7 @@ impl Leaving {
     ) -> Vec<u16> {
         let is_gone = |number: u16, farewell: &Farewell| {
             let flows = census.of(number);
-            let given_up =
-                farewell.reset && now_ns >= farewell.deadline_ns.saturating_add(RESET_TIME_NS);
+            let given_up = farewell.reset && now_ns >= farewell.deadline_ns.saturating_add(RESET_TIME_NS);
             (flows.established + flows.half_open == 0 || given_up) && !are_being_told.contains(&number)
         };
         let left = |number: u16| {

@@ -122,9 +122,13 @@ pub(super) struct Resets {
 impl DataPlane {
     /// Ends every flow of a backend, at both ends; how many were established.
     pub fn reset_flows(&mut self, number: u16, reason: Reason) -> u32 {
+        self.reset_flows_at(number, reason, monotonic_ns())
+    }
+
+    pub(super) fn reset_flows_at(&mut self, number: u16, reason: Reason, now_ns: u64) -> u32 {
         leaving::raise_epoch(&self.maps, &mut self.actual, number);
         self.resets.because(number, reason);
-        self.end_stale(number, monotonic_ns())
+        self.end_stale(number, now_ns)
     }
 
     /// As [`Self::reset_flows`], if the backend has flows that were not reset yet; `None` if it has none.
@@ -234,9 +238,8 @@ impl DataPlane {
         {
             self.leave_established_path(&key, flow);
         }
-        let still = |record: &Record| {
-            record.claim().generation() == ended.generation && record.claim().has(ENDED)
-        };
+        let still =
+            |record: &Record| record.claim().generation() == ended.generation && record.claim().has(ENDED);
         let record = self.tables.get(&ended.backend).and_then(|table| table.flow(ended.port)).filter(still);
         if let Some(record) = record {
             let client_ack = match (&own, &forward) {

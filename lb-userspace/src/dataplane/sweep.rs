@@ -130,7 +130,7 @@ impl DataPlane {
     pub fn end_drained(&mut self, now_ns: u64) -> u32 {
         let mut ended = 0;
         for (number, waited) in self.sweeper.leaving.expire(now_ns) {
-            let flows = self.reset_flows(number, Reason::Drained);
+            let flows = self.reset_flows_at(number, Reason::Drained, now_ns);
             if let Some(place) = self.place_of(number) {
                 info!(backend = %place.backend, flows, ?waited, "drain timeout: flows reset");
             }

@@ -81,14 +81,12 @@ counters! {
         extension_headers => ExtensionHeaders,
         /// A VIP in a frame that was sent to a group MAC.
         group_mac => GroupMac,
-        /// ICMP to the VIP that is no echo request.
+        /// ICMP to the VIP that is no echo request and no error about a flow.
         icmp => Icmp,
         /// A protocol that is neither TCP nor ICMP.
         protocol => Protocol,
         /// The next hop toward the backend or client is not known yet.
         no_next_hop => NoNextHop,
-        /// A tagged frame for a VIP whose next hop has other tags than it came with.
-        vlan => Vlan,
         /// A RST for a connection that is not known.
         unknown_rst => UnknownRst,
         /// A frame that the kernel would not let us lengthen or shorten.
@@ -115,6 +113,10 @@ counters! {
         flow_reset => FlowReset,
     }
     Event {
+        /// Packets that do not fit into the MTU toward their destination: answered with what does.
+        too_big => TooBig,
+        /// ICMP errors about a flow, sent on to its other end.
+        icmp_translated => IcmpTranslated,
         /// ARP requests for the VIP answered.
         arp_reply => ArpReply,
         /// Neighbour solicitations for the VIP answered.

@@ -124,6 +124,12 @@ impl Ipv4 {
         self.fragment & 0x3fffu16.to_be() != 0
     }
 
+    /// An offset: a fragment that does not begin with the next header.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        self.fragment & 0x1fffu16.to_be() != 0
+    }
+
     /// Time to live, hops.
     #[inline(always)]
     pub const fn ttl(&self) -> u8 {
@@ -245,10 +251,62 @@ impl Icmp {
     /// Echo reply, code 0.
     pub const ECHO_REPLY: u16 = u16::from_ne_bytes([0, 0]);
 
+    /// Whether it is an error that quotes a packet: destination unreachable, fragmentation needed among them, or time
+    /// exceeded.
+    #[inline(always)]
+    pub const fn is_error(&self) -> bool {
+        matches!(self.kind(), 3 | 11)
+    }
+
+    /// Whether it is an error of ICMPv6 that quotes a packet: destination unreachable, packet too big, or time exceeded
+    /// (RFC 4443 sections 3.1 to 3.3).
+    #[inline(always)]
+    pub const fn is_error_v6(&self) -> bool {
+        matches!(self.kind(), 1..=3)
+    }
+
+    #[inline(always)]
+    const fn kind(&self) -> u8 {
+        self.type_code.to_ne_bytes()[0]
+    }
+
     /// The checksum after the request has become a reply.
     #[inline(always)]
     pub const fn reply_check(&self) -> u16 {
         Delta::new().word(Self::ECHO_REQUEST, Self::ECHO_REPLY).apply(self.check)
+    }
+}
+
+/// Fragmentation needed (RFC 1191 section 4), and packet too big (RFC 4443 section 3.2), before the packet that they quote.
+#[repr(C)]
+pub struct IcmpTooBig {
+    /// Type in the first octet, code in the second.
+    pub type_code: u16,
+    /// Checksum.
+    pub check: u16,
+    /// Unused; with IPv6 the upper half of the MTU.
+    pub zero: u16,
+    /// What fits, octets of an IP packet.
+    pub mtu: u16,
+}
+
+impl IcmpTooBig {
+    /// IPv4's, without a checksum.
+    #[inline(always)]
+    pub const fn v4(mtu: u16) -> Self {
+        Self { type_code: u16::from_ne_bytes([3, 4]), check: 0, zero: 0, mtu: mtu.to_be() }
+    }
+
+    /// IPv6's, without a checksum.
+    #[inline(always)]
+    pub const fn v6(mtu: u16) -> Self {
+        Self { type_code: u16::from_ne_bytes([2, 0]), check: 0, zero: 0, mtu: mtu.to_be() }
+    }
+
+    /// The sum of its words; the checksum's counts as 0.
+    #[inline(always)]
+    pub const fn sum(&self) -> u64 {
+        self.type_code as u64 + self.mtu as u64
     }
 }
 

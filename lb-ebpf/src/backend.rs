@@ -4,23 +4,23 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     claim::{self, Claim, State},
     counters::Counter,
-    maps::{BACKEND_USED, Flow, FlowKey, Record},
+    maps::{BACKEND_USED, Flow, FlowKey, Record, program},
     tcp::{self, Segment},
 };
 
 use crate::{
     Outcome, clock, count,
     established::count_out,
-    handover, life,
+    handover,
     lookup::{forward_entry, record},
     maps::{BACKENDS, SERVICES},
-    nat::{self, End},
-    reset, signal,
+    nat::End,
+    reset, tail_call,
 };
 
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
-    let (link, packet, number) = handover::take(ctx)?;
+    let (_, packet, number) = handover::take(ctx)?;
     let segment = &packet.segment;
     let (Some((record, claim)), Some(backend)) =
         (record(number, packet.ports.1.get()), BACKENDS.get(number as u32))
@@ -48,28 +48,15 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         return unknown(ctx, segment);
     }
     let step = what_it_says(segment, flow, record, claim);
-    if step == claim::RESET && claim.is(State::HalfOpen) && !claim.has(claim::SYN_ACKED) {
-        count::backend(number, |counters| counters.refused += 1);
-        signal::answer(number, 0);
-    }
-    if step & claim::SYN_ACKED != 0 && !claim.has(claim::SYN_ACKED) {
-        // Until now `last_seen` is when the SYN claimed the slot.
-        signal::answer(number, record.last_seen);
-    }
+    // Until the SYN is answered `last_seen` is when it claimed the slot.
+    let since = record.last_seen;
     record.last_seen = clock::coarse();
-    life::step(&key, flow, record, claim, step | claim::BY_BACKEND);
-    let (ifindex, mac) = (record.ifindex, record.client_mac);
-    if link.tags != [record.outer_tag, record.inner_tag] {
-        return Err(Counter::Vlan);
-    }
     count_out(&packet, number);
     let from = End { address: service.vip, port: service.port };
     let to = End { address: key.client, port: key.port };
-    // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
-    unsafe {
-        nat::rewrite(packet.ip, packet.tcp, from, to)?;
-        nat::transmit(ctx, link.ethernet, ifindex, mac)
-    }
+    handover::put_onward(from, to, record.ifindex, record.client_mac, [record.outer_tag, record.inner_tag]);
+    handover::put_change(&key, claim, step | claim::BY_BACKEND, since);
+    tail_call(ctx, if claim.after(step) == claim { program::ONWARD_INDEX } else { program::LIFE_INDEX })
 }
 
 /// The step that a segment means for its flow; the record's view of the backend is brought up to date.

@@ -13,10 +13,10 @@ use crate::{
     Outcome, clock, count,
     established::count_in,
     frame::{Link, TcpPacket},
-    handover, life,
+    handover,
     lookup::{forward_entry, record_of},
     maps::{FLOWS, HALF_OPEN},
-    nat::{self, End},
+    nat::End,
     reset, tail_call,
 };
 
@@ -99,19 +99,12 @@ fn known(
         flow.edge = segment.seq_end();
     }
     flow.last_seen = clock::coarse();
-    life::step(key, flow, record, claim, step);
-    if link.tags != backend.hop.tags {
-        return Err(Counter::Vlan);
-    }
-    let (number, port) = (flow.backend, flow.nat_port);
-    count_in(packet, number);
-    let from = End { address: backend.source, port };
+    count_in(packet, flow.backend);
+    let from = End { address: backend.source, port: flow.nat_port };
     let to = End { address: backend.address, port: backend.port };
-    // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
-    unsafe {
-        nat::rewrite(packet.ip, packet.tcp, from, to)?;
-        nat::transmit(ctx, link.ethernet, backend.hop.ifindex, backend.hop.mac)
-    }
+    handover::put_onward(from, to, backend.hop.ifindex, backend.hop.mac, backend.hop.tags);
+    handover::put_change(key, claim, step, 0);
+    tail_call(ctx, if claim.after(step) == claim { program::ONWARD_INDEX } else { program::LIFE_INDEX })
 }
 
 /// The client's MAC follows its packets; the caller checked that their ACK comes from the end of this connection.

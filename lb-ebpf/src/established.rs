@@ -7,7 +7,7 @@ use lb_common::{
     claim::Claim,
     counters::Counter,
     maps::{
-        BACKEND_USED, FLOW_CLOSING, Filter, Flow, FlowKey, Record, ReturnKey, ServiceKey,
+        BACKEND_USED, FLOW_CLOSING, Filter, Flow, FlowKey, Interface, Record, ReturnKey, ServiceKey,
         filter_bit_of_address, program,
     },
     tcp,
@@ -86,29 +86,29 @@ pub fn tcp(
     other: u32,
 ) -> Outcome {
     let Ok(packet) = packet else { return tail_call(ctx, other) };
+    let Some(here) = nat::interface(ingress(ctx)) else { return tail_call(ctx, other) };
     // SAFETY: `Link::parse` checked that the header lies in the frame.
-    let for_our_mac = nat::interface_mac(ingress(ctx)) == Some(unsafe { (*link.ethernet).destination });
-    if !for_our_mac {
+    if here.mac != unsafe { (*link.ethernet).destination } {
         return tail_call(ctx, other);
     }
     if has_bit(&filter.ports, packet.ports.1.get()) {
         let key = ServiceKey::new(packet.destination, packet.ports.1);
         // SAFETY: a service's number is written once, before the key.
         if let Some(&service) = unsafe { SERVICE_PORTS.get(key) } {
-            return from_client(ctx, link, &packet, service as u16);
+            return from_client(ctx, link, here, &packet, service as u16);
         }
     }
     let key = ReturnKey::new(packet.destination, packet.source, packet.ports.0);
     // SAFETY: a backend's number is written once, before the key.
     match unsafe { RETURNS.get(key) } {
-        Some(&backend) => from_backend(ctx, link, &packet, backend as u16),
+        Some(&backend) => from_backend(ctx, link, here, &packet, backend as u16),
         None => tail_call(ctx, other),
     }
 }
 
 /// A client's packet: the forward entry has all that it needs.
 #[inline(always)]
-fn from_client(ctx: &XdpContext, link: &Link, packet: &TcpPacket, service: u16) -> Outcome {
+fn from_client(ctx: &XdpContext, link: &Link, here: &Interface, packet: &TcpPacket, service: u16) -> Outcome {
     let leave = |program| handover::to(ctx, link, packet, service, program);
     let key = FlowKey { client: packet.source, port: packet.ports.0, service };
     let Some(flow) = FLOWS.get_ptr_mut(key) else {
@@ -121,11 +121,13 @@ fn from_client(ctx: &XdpContext, link: &Link, packet: &TcpPacket, service: u16) 
     let Some(backend) = BACKENDS.get(flow.backend as u32) else { return leave(program::CLIENT_INDEX) };
     // SAFETY: `Link::parse` checked that the header lies in the frame.
     let source_mac = unsafe { (*link.ethernet).source };
+    let Some(out) = way_out(here, backend.hop.ifindex) else { return leave(program::CLIENT_INDEX) };
     let unusual = packet.segment.any(tcp::UNUSUAL)
         || flow.flags & FLOW_CLOSING != 0
         || flow.epoch != backend.epoch
         || flow.client_mac != source_mac
-        || link.tags != backend.hop.tags;
+        || link.tags != backend.hop.tags
+        || packet.length > out.mtu as u32;
     if unusual {
         return leave(program::CLIENT_INDEX);
     }
@@ -138,13 +140,13 @@ fn from_client(ctx: &XdpContext, link: &Link, packet: &TcpPacket, service: u16) 
     // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
     unsafe {
         nat::rewrite(packet.ip, packet.tcp, from, to)?;
-        nat::transmit(ctx, link.ethernet, backend.hop.ifindex, backend.hop.mac)
+        nat::transmit(ctx, link.ethernet, out, backend.hop.mac)
     }
 }
 
 /// A backend's packet: the record of its NAT port has all that it needs.
 #[inline(always)]
-fn from_backend(ctx: &XdpContext, link: &Link, packet: &TcpPacket, number: u16) -> Outcome {
+fn from_backend(ctx: &XdpContext, link: &Link, here: &Interface, packet: &TcpPacket, number: u16) -> Outcome {
     let leave = |program| handover::to(ctx, link, packet, number, program);
     let (Some(record), Some(backend)) = (record(number, packet.ports.1.get()), BACKENDS.get(number as u32))
     else {
@@ -155,17 +157,19 @@ fn from_backend(ctx: &XdpContext, link: &Link, packet: &TcpPacket, number: u16) 
     // handles. The claim is read before the identity and again after it, so an identity of a later owner is not used.
     let (record, claim): (&mut Record, Claim) =
         unsafe { (&mut *record, Claim((&raw const (*record).claim).read_volatile())) };
+    let Some(out) = way_out(here, record.ifindex) else { return leave(program::BACKEND_INDEX) };
     let unusual = packet.segment.any(tcp::UNUSUAL)
         || !claim.is_plain_established()
         || record.epoch != backend.epoch
         || link.tags != [record.outer_tag, record.inner_tag]
-        || backend.flags & BACKEND_USED == 0;
+        || backend.flags & BACKEND_USED == 0
+        || packet.length > out.mtu as u32;
     if unusual {
         return leave(program::BACKEND_INDEX);
     }
     let from = End { address: service.vip, port: service.port };
     let to = End { address: record.client, port: record.client_port };
-    let (ifindex, mac) = (record.ifindex, record.client_mac);
+    let mac = record.client_mac;
     // SAFETY: as above.
     if unsafe { (&raw const record.claim).read_volatile() } != claim.0 {
         return leave(program::BACKEND_INDEX);
@@ -177,8 +181,14 @@ fn from_backend(ctx: &XdpContext, link: &Link, packet: &TcpPacket, number: u16) 
     // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
     unsafe {
         nat::rewrite(packet.ip, packet.tcp, from, to)?;
-        nat::transmit(ctx, link.ethernet, ifindex, mac)
+        nat::transmit(ctx, link.ethernet, out, mac)
     }
+}
+
+/// The interface that a packet leaves by: nearly always the one that it came in by.
+#[inline(always)]
+fn way_out(here: &Interface, ifindex: u32) -> Option<&Interface> {
+    if ifindex == here.ifindex { Some(here) } else { nat::interface(ifindex) }
 }
 
 /// Counts a packet toward a backend.

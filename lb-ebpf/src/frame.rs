@@ -8,6 +8,8 @@ use lb_common::{
     wire::{Ethernet, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, Tcp, Vlan, ethertype, protocol},
 };
 
+use crate::maps::FORGET;
+
 /// A frame's linear part. To be taken anew after any helper that can move it.
 #[derive(Clone, Copy)]
 pub struct Frame {
@@ -19,6 +21,21 @@ impl Frame {
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
         Self { start: ctx.data(), end: ctx.data_end() }
+    }
+
+    /// The same, read again for sure: the verifier knows by a pointer how far it was checked, and takes two ways that
+    /// checked it differently far for two states.
+    #[inline(always)]
+    pub fn anew(ctx: &XdpContext) -> Self {
+        let raw = ctx.ctx;
+        #[cfg(target_arch = "bpf")]
+        let raw = {
+            let mut raw = raw;
+            // SAFETY: the pointer stays what it is, which the compiler does not know.
+            unsafe { core::arch::asm!("{0} = {0}", inout(reg) raw, options(nomem, nostack)) };
+            raw
+        };
+        Self::new(&XdpContext::new(raw))
     }
 
     /// A header at `offset`, if the whole of it lies in the frame: reads and writes through the pointer stay inside as
@@ -89,6 +106,16 @@ impl Link {
             }
         }
         Some(link)
+    }
+
+    /// The same, without what the verifier knows of the number of tags (see [`forget`]). The frame is to be taken anew: it
+    /// knows by its pointers too how far they were checked.
+    #[inline(always)]
+    pub fn forget(mut self, ctx: &XdpContext) -> Result<Self, Counter> {
+        self.ethernet = Frame::anew(ctx).at(0).ok_or(Counter::Malformed)?;
+        self.l3 = forget(self.l3)? & 0x1f;
+        self.tags = zerocopy::transmute!(forget(zerocopy::transmute!(self.tags))?);
+        Ok(self)
     }
 }
 
@@ -220,6 +247,34 @@ pub unsafe fn put_mac(place: *mut Mac, mac: Mac) {
         place.write_volatile(words[0]);
         place.add(1).write_volatile(words[1]);
         place.add(2).write_volatile(words[2]);
+    }
+}
+
+/// Copies an address word by word: as one copy it becomes a call of `memmove`, which a BPF program does not have.
+///
+/// # Safety
+/// Both are valid and aligned to 4.
+#[inline(always)]
+pub unsafe fn put_address(to: *mut Addr, from: *const Addr) {
+    let (to, from) = (to.cast::<u32>(), from.cast::<u32>());
+    // SAFETY: an address has four words; the caller vouches for the pointers.
+    unsafe {
+        to.write_volatile(from.read_volatile());
+        to.add(1).write_volatile(from.add(1).read_volatile());
+        to.add(2).write_volatile(from.add(2).read_volatile());
+        to.add(3).write_volatile(from.add(3).read_volatile());
+    }
+}
+
+/// The same number, by way of a map: the verifier forgets by which branches it came to be, and walks what follows once and
+/// not once for each.
+#[inline(always)]
+pub fn forget(number: u32) -> Result<u32, Counter> {
+    let slot = FORGET.get_ptr_mut(0).ok_or(Counter::TailCall)?;
+    // SAFETY: a live map value, and this CPU's own.
+    unsafe {
+        slot.write_volatile(number);
+        Ok(slot.read_volatile())
     }
 }
 

@@ -5,16 +5,19 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    addr::{Addr, Port},
+    addr::{Addr, Mac, Port},
+    claim::Claim,
     counters::Counter,
+    maps::FlowKey,
     tcp::Segment,
     wire::{Ethernet, Ipv6, Tcp},
 };
 
 use crate::{
     Outcome,
-    frame::{Frame, Ip, Link, TcpPacket},
+    frame::{Frame, Ip, Link, TcpPacket, put_address, put_mac},
     maps::HANDOVER,
+    nat::End,
     tail_call,
 };
 
@@ -34,6 +37,107 @@ pub struct Handover {
     number: u16,
     flags: u8,
     is_v6: u8,
+    onward: Onward,
+    change: Change,
+}
+
+/// Where a packet is sent, for `onward`.
+#[repr(C)]
+pub struct Onward {
+    pub from: Addr,
+    pub to: Addr,
+    pub from_port: Port,
+    pub to_port: Port,
+    pub ifindex: u32,
+    pub tags: [u16; 2],
+    pub mac: Mac,
+    reserved: u16,
+}
+
+/// What a packet says of its flow, for `life`.
+#[repr(C)]
+pub struct Change {
+    /// The claim as the packet found it; once the step is taken, as it was before.
+    pub claim: u64,
+    /// The claim once the step is taken.
+    pub after: u64,
+    /// The step that the packet says.
+    pub step: u64,
+    /// When the flow's SYN came, ns: of use while it is not answered.
+    pub since: u64,
+    pub key: FlowKey,
+    reserved: u32,
+}
+
+/// Says where this CPU's packet is to be sent.
+#[inline(always)]
+pub fn put_onward(from: End, to: End, ifindex: u32, mac: Mac, tags: [u16; 2]) {
+    let Some(slot) = HANDOVER.get_ptr_mut(0) else { return };
+    // SAFETY: a live map value, and this CPU's own; addresses lie there aligned to 4.
+    unsafe {
+        let onward = &raw mut (*slot).onward;
+        put_address(&raw mut (*onward).from, &raw const from.address);
+        put_address(&raw mut (*onward).to, &raw const to.address);
+        (*onward).from_port = from.port;
+        (*onward).to_port = to.port;
+        (*onward).ifindex = ifindex;
+        (*onward).tags = tags;
+        put_mac(&raw mut (*onward).mac, mac);
+    }
+}
+
+/// Says what this CPU's packet says of its flow.
+#[inline(always)]
+pub fn put_change(key: &FlowKey, claim: Claim, step: u64, since: u64) {
+    let Some(slot) = HANDOVER.get_ptr_mut(0) else { return };
+    // SAFETY: a live map value, and this CPU's own; addresses lie there aligned to 4.
+    unsafe {
+        let change = &raw mut (*slot).change;
+        (*change).claim = claim.0;
+        (*change).step = step;
+        (*change).since = since;
+        put_address(&raw mut (*change).key.client, &raw const key.client);
+        (*change).key.port = key.port;
+        (*change).key.service = key.service;
+    }
+}
+
+/// Says what became of the claim.
+#[inline(always)]
+pub fn put_changed(before: u64, after: u64) {
+    let Some(slot) = HANDOVER.get_ptr_mut(0) else { return };
+    // SAFETY: a live map value, and this CPU's own.
+    unsafe {
+        (&raw mut (*slot).change.claim).write_volatile(before);
+        (&raw mut (*slot).change.after).write_volatile(after);
+    }
+}
+
+/// What became of the claim, before and after, and the step. The verifier does not know by which way they came to be, and
+/// so walks what follows once and not once for each.
+#[inline(always)]
+pub fn changed() -> Option<(Claim, Claim, u64)> {
+    let slot = HANDOVER.get_ptr_mut(0)?;
+    // SAFETY: a live map value, and this CPU's own.
+    unsafe {
+        let before = (&raw const (*slot).change.claim).read_volatile();
+        let after = (&raw const (*slot).change.after).read_volatile();
+        Some((Claim(before), Claim(after), (&raw const (*slot).change.step).read_volatile()))
+    }
+}
+
+/// Where this CPU's packet is to be sent.
+#[inline(always)]
+pub fn onward() -> Option<&'static Onward> {
+    // SAFETY: a live map value, and this CPU's own; nothing writes it until the packet is sent.
+    HANDOVER.get_ptr_mut(0).map(|slot| unsafe { &(*slot).onward })
+}
+
+/// What this CPU's packet says of its flow.
+#[inline(always)]
+pub fn change() -> Option<&'static Change> {
+    // SAFETY: a live map value, and this CPU's own; nothing writes it until the packet is sent.
+    HANDOVER.get_ptr_mut(0).map(|slot| unsafe { &(*slot).change })
 }
 
 /// Hands a TCP packet to another program; comes back only if that is not loaded.

@@ -1,17 +1,21 @@
 //! A flow's life: how a packet changes its claim, and what follows from that. The flow changes only by what both ends are
 //! seen to say (see [`lb_common::claim::Claim::after`]).
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use core::ffi::c_void;
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated, programs::XdpContext};
 use lb_common::{
     claim::{self, Claim, State},
     counters::Counter,
-    maps::{EVENT_CLOSED, EVENT_ESTABLISHED, FLOW_CLOSING, Flow, FlowKey, Record, age_stamp},
+    maps::{EVENT_CLOSED, EVENT_ESTABLISHED, FLOW_CLOSING, Flow, age_stamp, program},
 };
 
 use crate::{
-    atomic, clock, count,
+    Outcome, atomic, clock, count, handover,
+    handover::Change,
+    lookup::{forward_entry, record},
     maps::{FLOWS, HALF_OPEN},
-    signal,
+    signal, suspect, tail_call,
 };
 
 /// How often a claim is tried again when another CPU changed it first: each try loses only to a change that was made,
@@ -21,62 +25,96 @@ const CLAIM_TRIES: u32 = 4;
 /// Both FINs and their acknowledgments.
 const FINS: u64 = claim::CLIENT_FIN | claim::BACKEND_FIN | claim::CLIENT_FIN_ACKED | claim::BACKEND_FIN_ACKED;
 
-/// Takes the step that a packet says, atomically; exactly one CPU sees each change and does what follows from it.
+/// Takes the step that the packet says, and hands the packet on to be sent.
 #[inline(always)]
-pub fn step(key: &FlowKey, flow: &Flow, record: *mut Record, claim: Claim, step: u64) {
-    if claim.after(step) == claim {
-        return;
+pub fn handle(ctx: &XdpContext) -> Outcome {
+    let change = handover::change().ok_or(Counter::TailCall)?;
+    if let Some(flow) = forward_entry(&change.key) {
+        // SAFETY: a live map value. An entry that another CPU removes meanwhile may be reused for another key; then its
+        // generation does not match.
+        let flow: &Flow = unsafe { &*flow };
+        if flow.generation == Claim(change.claim).generation() {
+            step(change, flow);
+        }
     }
+    tail_call(ctx, program::ONWARD_INDEX)
+}
+
+/// Takes the step, atomically; exactly one CPU sees each change and does what follows from it.
+#[inline(always)]
+fn step(said: &Change, flow: &Flow) {
+    let (claim, step) = (Claim(said.claim), said.step);
     let promotes = step & claim::HANDSHAKE_DONE != 0 && claim.is(State::HalfOpen);
     let now = age_stamp(clock::coarse());
     // The forward entry first: whoever sees the claim established finds it. `flows` has room for it, since SYNs are
     // refused before it could be full.
-    if promotes && !is_inserted(FLOWS.insert(key, established(flow, now), BPF_NOEXIST.into())) {
+    if promotes && !is_inserted(FLOWS.insert(said.key, established(flow, now), BPF_NOEXIST.into())) {
         count::count(Counter::PromotionFailed);
         return;
     }
-    let Some((before, after)) = change(record, claim, step) else {
+    let Some((before, after, step)) = exchange(said, flow) else {
         if promotes {
             // The slot went to another flow meanwhile.
-            let _gone_already = FLOWS.remove(key);
+            let _gone_already = FLOWS.remove(said.key);
         }
         return;
     };
-    let Some((news, before, after, step)) = signal::news(before, after, step) else { return };
-    let mut kind = 0;
-    if before.is(State::HalfOpen) && after.is(State::Established) {
-        let _gone_already = HALF_OPEN.remove(key);
-        count::load(flow.backend, key.service, 1);
-        count::count(Counter::FlowEstablished);
-        kind = EVENT_ESTABLISHED;
+    if before.is(State::HalfOpen) {
+        answered(said, flow.backend, before, after);
     }
-    if before.is(State::Established) && after.is(State::Closed) {
+    let began = before.is(State::HalfOpen) && after.is(State::Established);
+    let ended = before.is(State::Established) && after.is(State::Closed);
+    if began {
+        let _gone_already = HALF_OPEN.remove(said.key);
+        count::count(Counter::FlowEstablished);
+    } else if ended {
         // In `half_open` the connection's last packets still find it.
-        let _an_lru_makes_room = HALF_OPEN.insert(key, flow, 0);
-        let _gone_already = FLOWS.remove(key);
-        count::load(flow.backend, key.service, -1);
+        let _an_lru_makes_room = HALF_OPEN.insert(said.key, flow, 0);
+        let _gone_already = FLOWS.remove(said.key);
         count::count(Counter::FlowClosed);
-        kind = EVENT_CLOSED;
     } else if step & FINS != 0
-        && let Some(entry) = FLOWS.get_ptr_mut(key)
+        && let Some(entry) = FLOWS.get_ptr_mut(said.key)
     {
         // From here on every packet of the flow leaves the established path.
         // SAFETY: a live map value.
         unsafe { (*entry).flags |= FLOW_CLOSING };
     }
-    let by_backend = before.is(State::Established) && is_end_by_backend(before, step);
-    if kind != 0 || by_backend {
-        // SAFETY: both are valid, and addresses are aligned to 4.
-        unsafe { signal::put_address(&raw mut news.key.client, &raw const key.client) };
-        news.key.port = key.port;
-        news.key.service = key.service;
-        news.nat_port = flow.nat_port;
-        news.backend = flow.backend;
-        news.generation = flow.generation;
-        news.established = if kind == EVENT_ESTABLISHED { now } else { flow.established };
-        news.kind = kind;
-        news.by_backend = by_backend as u16;
-        signal::tell();
+    if before.is(State::Established) && is_end_by_backend(before, step) {
+        suspect::ended(flow.backend);
+    }
+    if began || ended {
+        tell(said, flow, if began { now } else { flow.established });
+    }
+}
+
+/// What follows from a flow's begin or end for those who count and listen.
+#[inline(always)]
+fn tell(said: &Change, flow: &Flow, established: u32) {
+    let Some((_, after, step)) = handover::changed() else { return };
+    let closed = after.is(State::Closed);
+    count::load(flow.backend, said.key.service, if closed { -1 } else { 1 });
+    if closed && step & claim::RESET != 0 {
+        count::backend(flow.backend, |counters| {
+            let by_backend = (step & claim::BY_BACKEND != 0) as u64;
+            counters.reset_by_backend += by_backend;
+            counters.reset_by_client += 1 - by_backend;
+        });
+    }
+    let (kind, why) = if closed { (EVENT_CLOSED, signal::why(after, step)) } else { (EVENT_ESTABLISHED, 0) };
+    signal::event(&said.key, flow, kind, why, established);
+}
+
+/// The backend answers the SYN, one way or the other.
+#[inline(always)]
+fn answered(said: &Change, backend: u16, before: Claim, after: Claim) {
+    if before.has(claim::SYN_ACKED) {
+        return;
+    }
+    if after.has(claim::SYN_ACKED) {
+        signal::handshake(backend, said.since);
+    } else if after.is(State::Closed) && said.step & claim::BY_BACKEND != 0 {
+        count::backend(backend, |counters| counters.refused += 1);
+        suspect::refused(backend);
     }
 }
 
@@ -100,21 +138,54 @@ fn is_inserted(result: Result<(), i32>) -> bool {
     matches!(result, Ok(()) | Err(EEXIST))
 }
 
-/// `None` if the slot went to another owner.
+/// The exchange under way. It lies on the caller's stack.
+struct Exchange {
+    /// The claim as it was seen last; in the end, as it was before the step.
+    before: u64,
+    /// The claim with the step taken.
+    after: u64,
+    step: u64,
+    backend: u16,
+    port: u16,
+    /// 1 once the step is taken.
+    done: u32,
+}
+
+/// Takes the step; `None` if the slot went to another owner.
 #[inline(always)]
-fn change(record: *mut Record, claim: Claim, step: u64) -> Option<(Claim, Claim)> {
-    let mut before = claim;
-    for _ in 0..CLAIM_TRIES {
-        let after = before.after(step);
-        // SAFETY: the record is a live map value, and its claim word is aligned to 8.
-        let held = Claim(unsafe { atomic::compare_exchange(&raw mut (*record).claim, before.0, after.0) });
-        if held == before {
-            return Some((before, after));
-        }
-        if held.generation() != claim.generation() || !held.is_live() {
-            return None;
-        }
-        before = held;
+fn exchange(said: &Change, flow: &Flow) -> Option<(Claim, Claim, u64)> {
+    let mut exchange = Exchange {
+        before: said.claim,
+        after: 0,
+        step: said.step,
+        backend: flow.backend,
+        port: flow.nat_port.get(),
+        done: 0,
+    };
+    let raw: *mut Exchange = &mut exchange;
+    // SAFETY: the helper calls `attempt` with `exchange`, which outlives the call.
+    unsafe { generated::bpf_loop(CLAIM_TRIES, attempt as *mut c_void, raw.cast(), 0) };
+    if exchange.done == 0 {
+        return None;
     }
-    None
+    handover::put_changed(exchange.before, exchange.after);
+    handover::changed()
+}
+
+/// One try; returns 1 to end the loop. By `bpf_loop`, so that the verifier reads it once.
+extern "C" fn attempt(_number: u32, exchange: *mut c_void) -> i64 {
+    // SAFETY: `exchange` passes a pointer to its `Exchange`, to which nothing else refers during the call.
+    let exchange = unsafe { &mut *exchange.cast::<Exchange>() };
+    let Some((record, _)) = record(exchange.backend, exchange.port) else { return 1 };
+    let before = Claim(exchange.before);
+    let after = before.after(exchange.step);
+    // SAFETY: the record is a live map value, and its claim word is aligned to 8.
+    let held = Claim(unsafe { atomic::compare_exchange(&raw mut (*record).claim, before.0, after.0) });
+    if held == before {
+        exchange.after = after.0;
+        exchange.done = 1;
+        return 1;
+    }
+    exchange.before = held.0;
+    (held.generation() != before.generation() || !held.is_live()) as i64
 }

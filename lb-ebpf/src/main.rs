@@ -6,10 +6,12 @@
 //! | `established.rs` | is the packet for us, and the established path in both directions |
 //! | `client.rs`, `backend.rs` | packets of clients and of backends that are not on the established path |
 //! | `life.rs` | promotion and demotion of a flow |
+//! | `onward.rs`, `mss.rs`, `vlan.rs`, `too_big.rs` | the end of the way of a packet off the established path |
 //! | `new.rs`, `port.rs` | a new flow: choosing the backend, claiming a NAT port |
 //! | `suspect.rs`, `signal.rs` | backends that new flows pass over; what the agent is told |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `ipv6.rs`, `other_v6.rs` | the same for IPv6: what differs between the families |
+//! | `icmp.rs` | ICMP errors about a flow, to its other end |
 //! | `reset.rs` | the RST that answers a packet |
 //! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `log.rs`, `maps.rs` | the tools of the above |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -26,19 +28,24 @@ mod count;
 mod established;
 mod frame;
 mod handover;
+mod icmp;
 mod ipv6;
 mod life;
 mod log;
 mod lookup;
 mod maps;
+mod mss;
 mod nat;
 mod new;
+mod onward;
 mod other;
 mod other_v6;
 mod port;
 mod reset;
 mod signal;
 mod suspect;
+mod too_big;
+mod vlan;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{counters::Counter, maps::program};
@@ -68,6 +75,30 @@ fn from_backend(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn new_flow(ctx: XdpContext) -> u32 {
     finish(&ctx, new::handle(&ctx))
+}
+
+/// A packet that changes its flow.
+#[xdp(frags)]
+fn life(ctx: XdpContext) -> u32 {
+    finish(&ctx, life::handle(&ctx))
+}
+
+/// Sends a packet that is not on the established path.
+#[xdp(frags)]
+fn onward(ctx: XdpContext) -> u32 {
+    finish(&ctx, onward::handle(&ctx))
+}
+
+/// Answers a packet that does not fit where it would be sent.
+#[xdp(frags)]
+fn too_big(ctx: XdpContext) -> u32 {
+    finish(&ctx, too_big::handle(&ctx))
+}
+
+/// ICMP errors about a flow.
+#[xdp(frags)]
+fn icmp(ctx: XdpContext) -> u32 {
+    finish(&ctx, icmp::handle(&ctx))
 }
 
 /// Turns a packet into the RST that answers it.

@@ -15,7 +15,7 @@ use lb_common::{
     },
 };
 
-use crate::{handover::Handover, signal::News};
+use crate::handover::Handover;
 
 /// The agent maps these into its memory.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -75,11 +75,9 @@ pub static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 #[btf_map(name = "handover")]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 
-/// See `other_v6::forget`.
+/// See `frame::forget`.
 #[btf_map(name = "forget")]
 pub static FORGET: PerCpuArray<u32, 1> = PerCpuArray::new();
-#[btf_map(name = "news")]
-pub static NEWS: PerCpuArray<News, 1> = PerCpuArray::new();
 
 /// The NAT ports of one backend: an array of [`Record`].
 pub type PortTable = Array<Words<{ size_of::<Record>() / 4 }>, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;

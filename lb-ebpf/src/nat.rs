@@ -5,7 +5,7 @@ use lb_common::{
     addr::{Addr, Mac, Port},
     checksum::Delta,
     counters::Counter,
-    maps::interface_slot,
+    maps::{Interface, interface_slot},
     wire::{Ethernet, Ipv4, Ipv6, Tcp},
 };
 
@@ -45,7 +45,7 @@ pub unsafe fn rewrite(ip: Ip, tcp: *mut Tcp, from: End, to: End) -> Result<(), C
 
 /// Returns the change of the pseudo-header.
 #[inline(always)]
-fn rewrite_v4(ip: &mut Ipv4, from: Addr, to: Addr) -> Result<Delta, Counter> {
+pub fn rewrite_v4(ip: &mut Ipv4, from: Addr, to: Addr) -> Result<Delta, Counter> {
     if ip.ttl() <= 1 {
         return Err(Counter::TtlExpired);
     }
@@ -61,7 +61,7 @@ fn rewrite_v4(ip: &mut Ipv4, from: Addr, to: Addr) -> Result<Delta, Counter> {
 
 /// The same; IPv6 has no checksum of its own (RFC 8200 section 3).
 #[inline(always)]
-fn rewrite_v6(ip: &mut Ipv6, from: Addr, to: Addr) -> Result<Delta, Counter> {
+pub fn rewrite_v6(ip: &mut Ipv6, from: Addr, to: Addr) -> Result<Delta, Counter> {
     if ip.hop_limit() <= 1 {
         return Err(Counter::TtlExpired);
     }
@@ -73,7 +73,7 @@ fn rewrite_v6(ip: &mut Ipv6, from: Addr, to: Addr) -> Result<Delta, Counter> {
     Ok(addresses)
 }
 
-/// Sends the frame to `mac` on `ifindex`, under the interface's own MAC.
+/// Sends the frame to `mac` by `out`, under the interface's own MAC.
 ///
 /// # Safety
 /// `ethernet` points to a whole header in the frame.
@@ -81,34 +81,27 @@ fn rewrite_v6(ip: &mut Ipv6, from: Addr, to: Addr) -> Result<Delta, Counter> {
 pub unsafe fn transmit(
     ctx: &XdpContext,
     ethernet: *mut Ethernet,
-    ifindex: u32,
+    out: &Interface,
     mac: Mac,
 ) -> Result<u32, Counter> {
     if mac.is_unknown() {
         return Err(Counter::NoNextHop);
     }
-    if ifindex == ingress(ctx) {
-        // SAFETY: the caller vouches for the pointer.
-        unsafe {
-            // Only frames for the interface's own MAC come this far, so that is what the destination holds.
-            let own = (*ethernet).destination;
-            put_mac(&raw mut (*ethernet).source, own);
-            put_mac(&raw mut (*ethernet).destination, mac);
-        }
-        return Ok(xdp_action::XDP_TX);
-    }
-    let own = interface_mac(ifindex).ok_or(Counter::NoNextHop)?;
     // SAFETY: the caller vouches for the pointer; the helper takes plain numbers.
     unsafe {
-        put_mac(&raw mut (*ethernet).source, own);
+        put_mac(&raw mut (*ethernet).source, out.mac);
         put_mac(&raw mut (*ethernet).destination, mac);
-        Ok(generated::bpf_redirect(ifindex, 0) as u32)
+        if out.ifindex == ingress(ctx) {
+            Ok(xdp_action::XDP_TX)
+        } else {
+            Ok(generated::bpf_redirect(out.ifindex, 0) as u32)
+        }
     }
 }
 
-/// The MAC of an interface that the program is attached to.
+/// An interface that the program is attached to.
 #[inline(always)]
-pub fn interface_mac(ifindex: u32) -> Option<Mac> {
+pub fn interface(ifindex: u32) -> Option<&'static Interface> {
     let interface = INTERFACES.get(interface_slot(ifindex))?;
-    if interface.ifindex == ifindex { Some(interface.mac) } else { None }
+    if interface.ifindex == ifindex { Some(interface) } else { None }
 }

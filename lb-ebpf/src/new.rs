@@ -7,7 +7,7 @@ use lb_common::{
     hash,
     maps::{
         ALLOW_SERVICE_BITS, AllowData, BACKEND_USED, Backend, Flow, FlowKey, MAGLEV_SLOTS, SERVICE_AFFINITY,
-        SERVICE_ALLOW, SERVICE_DROP, Service,
+        SERVICE_ALLOW, SERVICE_DROP, Service, program,
     },
 };
 
@@ -17,8 +17,8 @@ use crate::{
     frame::ingress,
     handover, log,
     maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, SERVICES},
-    nat::{self, End},
-    port, reset, signal, suspect,
+    nat::End,
+    port, reset, signal, suspect, tail_call,
 };
 
 #[inline(always)]
@@ -46,9 +46,6 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     };
     if backend.hop.mac.is_unknown() {
         return Err(Counter::NoNextHop);
-    }
-    if backend.hop.tags != link.tags {
-        return Err(Counter::Vlan);
     }
     let Some((port, record, claim)) = port::claim(number, &key, hash, now) else {
         return reset::answer(ctx, Counter::NatPortsExhausted);
@@ -90,11 +87,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     count_in(&packet, number);
     let from = End { address: backend.source, port };
     let to = End { address: backend.address, port: backend.port };
-    // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
-    unsafe {
-        nat::rewrite(packet.ip, packet.tcp, from, to)?;
-        nat::transmit(ctx, link.ethernet, backend.hop.ifindex, backend.hop.mac)
-    }
+    handover::put_onward(from, to, backend.hop.ifindex, backend.hop.mac, backend.hop.tags);
+    tail_call(ctx, program::ONWARD_INDEX)
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@ use lb_common::{
     addr::{Addr, Mac},
     checksum::Delta,
     counters::Counter,
-    maps::{VipOnInterface, program},
+    maps::{Interface, VipOnInterface, program},
     tcp,
     wire::{Arp, Icmp, Ipv4, ethertype, protocol},
 };
@@ -16,8 +16,8 @@ use crate::{
     frame::{Frame, Link, TcpPacket, ingress, put_mac},
     handover,
     maps::{LEASE, VIPS},
-    nat::interface_mac,
-    signal,
+    nat::interface,
+    signal, tail_call,
 };
 
 /// The entry of `vips` that says that an address is ours at all.
@@ -27,7 +27,9 @@ const ANY_INTERFACE: u32 = 0;
 pub fn handle(ctx: &XdpContext) -> Outcome {
     let frame = Frame::new(ctx);
     let Some(link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
-    let Some(own_mac) = interface_mac(ingress(ctx)) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(&Interface { mac: own_mac, .. }) = interface(ingress(ctx)) else {
+        return Ok(xdp_action::XDP_PASS);
+    };
     match link.ethertype {
         ethertype::ARP => match frame.at::<Arp>(link.l3) {
             // SAFETY: `at` checked that the packet lies in the frame.
@@ -120,7 +122,9 @@ fn handle_ipv4(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv4, own_
     }
     match TcpPacket::parse(ctx, frame, link) {
         Ok(packet) => closed_port(ctx, link, &packet),
-        Err(Counter::Protocol) if header.protocol() == protocol::ICMP => ping(frame, link, header, own_mac),
+        Err(Counter::Protocol) if header.protocol() == protocol::ICMP => {
+            icmp(ctx, frame, link, header, own_mac)
+        }
         Err(reason) => Err(reason),
     }
 }
@@ -139,12 +143,15 @@ pub fn closed_port(ctx: &XdpContext, link: &Link, packet: &TcpPacket) -> Outcome
 }
 
 /// Echo requests (RFC 792) are answered in place. The data's checksum is not checked: a reply to a corrupted request is
-/// corrupted by the same amount, and its receiver drops it.
+/// corrupted by the same amount, and its receiver drops it. Errors may be about a flow.
 #[inline(always)]
-fn ping(frame: &Frame, link: &Link, ip: &mut Ipv4, own_mac: Mac) -> Outcome {
+fn icmp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: &mut Ipv4, own_mac: Mac) -> Outcome {
     let Some(icmp) = frame.at::<Icmp>(link.l3 + ip.header_len()) else { return Err(Counter::Malformed) };
     // SAFETY: `at` checked that the header lies in the frame.
     let icmp = unsafe { &mut *icmp };
+    if icmp.is_error() {
+        return tail_call(ctx, program::ICMP_INDEX);
+    }
     // Options would have to be reversed (RFC 1122 section 3.2.2.6); nobody sends them.
     if icmp.type_code != Icmp::ECHO_REQUEST || ip.version_ihl != 0x45 {
         return Err(Counter::Icmp);

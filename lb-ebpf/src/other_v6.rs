@@ -6,7 +6,7 @@ use lb_common::{
     addr::{Addr, Mac},
     checksum::Delta,
     counters::Counter,
-    maps::{ReturnKey, ServiceKey, VipOnInterface, program},
+    maps::{Interface, ReturnKey, ServiceKey, VipOnInterface, program},
     wire::{
         ECHO_REPLY_V6, ECHO_REQUEST_V6, Ethernet, Extension, IPV6_LEN, Icmp, Ipv6, NEIGHBOUR_LEN,
         NEIGHBOUR_MIN_LEN, Neighbour, extension, protocol,
@@ -15,11 +15,12 @@ use lb_common::{
 
 use crate::{
     Outcome, count,
-    frame::{Frame, Link, MAX_EXTENSIONS, TcpPacket, ingress, length, put_mac, resize},
+    frame::{self, Frame, Link, MAX_EXTENSIONS, TcpPacket, ingress, length, put_mac, resize},
     handover,
-    maps::{FORGET, RETURNS, SERVICE_PORTS, VIPS},
-    nat::interface_mac,
+    maps::{RETURNS, SERVICE_PORTS, VIPS},
+    nat::interface,
     other::{closed_port, is_vip, owns_vip},
+    tail_call,
 };
 
 /// Extension headers that TCP may stand behind: hop-by-hop options, a route, and destination options before and after it
@@ -29,10 +30,12 @@ const MAX_HEADERS: u32 = 4;
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
     let frame = Frame::new(ctx);
-    let Some(mut link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
-    link.l3 = forget(link.l3)? & 0x1f;
-    link.tags = zerocopy::transmute!(forget(zerocopy::transmute!(link.tags))?);
-    let Some(own_mac) = interface_mac(ingress(ctx)) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
+    let link = link.forget(ctx)?;
+    let frame = Frame::anew(ctx);
+    let Some(&Interface { mac: own_mac, .. }) = interface(ingress(ctx)) else {
+        return Ok(xdp_action::XDP_PASS);
+    };
     let Some(ip) = frame.at::<Ipv6>(link.l3) else { return Ok(xdp_action::XDP_PASS) };
     // SAFETY: `at` checked that the header lies in the frame.
     let header = unsafe { &*ip };
@@ -60,7 +63,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         return Err(Counter::Malformed);
     }
     match header.next_header() {
-        protocol::ICMPV6 => ping(&frame, &link, ip, own_mac),
+        protocol::ICMPV6 => icmp(ctx, &frame, &link, ip, own_mac),
         next => tcp(ctx, &frame, &link, ip, next),
     }
 }
@@ -139,12 +142,16 @@ fn advertise(ctx: &XdpContext, target: [u32; 4], source: [u32; 4], asker: Mac, o
     Ok(xdp_action::XDP_TX)
 }
 
-/// Echo requests (RFC 4443 section 4.1) are answered in place; as for IPv4, the data's checksum is not checked.
+/// Echo requests (RFC 4443 section 4.1) are answered in place; as for IPv4, the data's checksum is not checked. Errors may
+/// be about a flow.
 #[inline(always)]
-fn ping(frame: &Frame, link: &Link, ip: *mut Ipv6, own_mac: Mac) -> Outcome {
+fn icmp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv6, own_mac: Mac) -> Outcome {
     let Some(icmp) = frame.at::<Icmp>(link.l3 + IPV6_LEN) else { return Err(Counter::Malformed) };
     // SAFETY: `at` checked that the headers lie in the frame, and they do not overlap.
     let (ip, icmp) = unsafe { (&mut *ip, &mut *icmp) };
+    if icmp.is_error_v6() {
+        return tail_call(ctx, program::ICMP_INDEX);
+    }
     if icmp.type_code != ECHO_REQUEST_V6 {
         return Err(Counter::Icmp);
     }
@@ -196,7 +203,7 @@ fn walk(frame: &Frame, start: u32, first: u8) -> Result<u32, Counter> {
             // Only the first one can be for every hop (RFC 8200 section 4.1).
             extension::HOP_BY_HOP if octets != 0 => return Err(Counter::ExtensionHeaders),
             extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {}
-            protocol::TCP => return Ok(forget(octets)? & 0x1ff),
+            protocol::TCP => return Ok(frame::forget(octets)? & 0x1ff),
             extension::FRAGMENT => return Err(Counter::Fragment),
             // Only behind extension headers, whose options an answer would have to reverse.
             protocol::ICMPV6 => return Err(Counter::Icmp),
@@ -212,18 +219,6 @@ fn walk(frame: &Frame, start: u32, first: u8) -> Result<u32, Counter> {
         next = header.next_header();
     }
     Err(Counter::ExtensionHeaders)
-}
-
-/// The same number, by way of a map: the verifier forgets by which branches it came to be, and walks what follows once and
-/// not once for each.
-#[inline(always)]
-fn forget(number: u32) -> Result<u32, Counter> {
-    let slot = FORGET.get_ptr_mut(0).ok_or(Counter::TailCall)?;
-    // SAFETY: a live map value, and this CPU's own.
-    unsafe {
-        slot.write_volatile(number);
-        Ok(slot.read_volatile())
-    }
 }
 
 /// A solicitation or advertisement as far as all have it.

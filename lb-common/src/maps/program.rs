@@ -16,6 +16,14 @@ pub const OTHER: &str = "other";
 pub const IPV6: &str = "ipv6";
 /// What is IPv6 and no TCP of a service: neighbour discovery, ICMPv6, other ports, extension headers, fragments.
 pub const OTHER_V6: &str = "other_v6";
+/// A packet that changes its flow: promotion and demotion.
+pub const LIFE: &str = "life";
+/// Sends a packet that is not on the established path.
+pub const ONWARD: &str = "onward";
+/// Answers a packet that does not fit where it would be sent.
+pub const TOO_BIG: &str = "too_big";
+/// ICMP errors about a flow, translated in both directions.
+pub const ICMP: &str = "icmp";
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
 pub const PASS: &str = "pass";
 
@@ -33,8 +41,16 @@ pub const OTHER_INDEX: u32 = 4;
 pub const IPV6_INDEX: u32 = 5;
 /// Index of [`OTHER_V6`] in the map `programs`.
 pub const OTHER_V6_INDEX: u32 = 6;
+/// Index of [`LIFE`] in the map `programs`.
+pub const LIFE_INDEX: u32 = 7;
+/// Index of [`ONWARD`] in the map `programs`.
+pub const ONWARD_INDEX: u32 = 8;
+/// Index of [`TOO_BIG`] in the map `programs`.
+pub const TOO_BIG_INDEX: u32 = 9;
+/// Index of [`ICMP`] in the map `programs`.
+pub const ICMP_INDEX: u32 = 10;
 /// The tail-called programs by index.
-pub const TAIL_CALLED: [(&str, u32); 7] = [
+pub const TAIL_CALLED: [(&str, u32); 11] = [
     (CLIENT, CLIENT_INDEX),
     (BACKEND, BACKEND_INDEX),
     (NEW, NEW_INDEX),
@@ -42,4 +58,8 @@ pub const TAIL_CALLED: [(&str, u32); 7] = [
     (OTHER, OTHER_INDEX),
     (IPV6, IPV6_INDEX),
     (OTHER_V6, OTHER_V6_INDEX),
+    (LIFE, LIFE_INDEX),
+    (ONWARD, ONWARD_INDEX),
+    (TOO_BIG, TOO_BIG_INDEX),
+    (ICMP, ICMP_INDEX),
 ];

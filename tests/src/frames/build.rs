@@ -95,7 +95,7 @@ impl TcpFrame {
         tcp[16..18].copy_from_slice(&check.to_be_bytes());
 
         let mut frame = ethernet(self.to_mac, self.from_mac, &self.tags, 0x0800);
-        frame.extend(ipv4(self, tcp.len()));
+        frame.extend(ipv4(self, 6, tcp.len()));
         frame.extend(tcp);
         frame.extend(vec![0; self.padding]);
         frame
@@ -114,13 +114,13 @@ pub(super) fn ethernet(to: Mac, from: Mac, tags: &[(u16, u16)], ethertype: u16) 
     frame
 }
 
-fn ipv4(frame: &TcpFrame, payload: usize) -> Vec<u8> {
+fn ipv4(frame: &TcpFrame, protocol: u8, payload: usize) -> Vec<u8> {
     let length = 20 + frame.ip_options.len();
     let mut header = vec![0x40 | (length / 4) as u8, 0];
     header.extend(((length + payload) as u16).to_be_bytes());
     header.extend(0x1234u16.to_be_bytes());
     header.extend(frame.fragment.to_be_bytes());
-    header.extend([frame.ttl, 6, 0, 0]);
+    header.extend([frame.ttl, protocol, 0, 0]);
     header.extend(frame.source.0.octets());
     header.extend(frame.destination.0.octets());
     header.extend(&frame.ip_options);
@@ -160,13 +160,26 @@ pub fn ping(source: Ipv4Addr, destination: Ipv4Addr, data: usize) -> Vec<u8> {
     icmp.extend((0..data).map(|n| n as u8));
     let check = checksum(&icmp);
     icmp[2..4].copy_from_slice(&check.to_be_bytes());
-    let mut header = ipv4(&template, icmp.len());
-    header[9] = 1;
-    header[10..12].fill(0);
-    let check = checksum(&header);
-    header[10..12].copy_from_slice(&check.to_be_bytes());
     let mut frame = ethernet(OWN_MAC, CLIENT_MAC, &[], 0x0800);
-    frame.extend(header);
+    frame.extend(ipv4(&template, 1, icmp.len()));
+    frame.extend(icmp);
+    frame
+}
+
+/// An ICMP error from a router that came by its MAC: (type, code, the header's last word), and the packet it quotes.
+pub fn icmp_error(
+    (mac, router): (Mac, Ipv4Addr),
+    to: Ipv4Addr,
+    (kind, code, rest): (u8, u8, u32),
+    quoted: &[u8],
+) -> Vec<u8> {
+    let mut icmp = vec![kind, code, 0, 0];
+    icmp.extend(rest.to_be_bytes());
+    icmp.extend(quoted);
+    let check = checksum(&icmp);
+    icmp[2..4].copy_from_slice(&check.to_be_bytes());
+    let mut frame = ethernet(OWN_MAC, mac, &[], 0x0800);
+    frame.extend(ipv4(&TcpFrame { fragment: 0, ..TcpFrame::new((router, 0), (to, 0), 0) }, 1, icmp.len()));
     frame.extend(icmp);
     frame
 }

@@ -7,6 +7,6 @@ pub mod scene;
 pub mod v6;
 mod verify;
 
-pub use build::{Deviation, TcpFrame, arp_request, deviations, ping};
+pub use build::{Deviation, TcpFrame, arp_request, deviations, icmp_error, ping};
 pub use program::{BACKEND_MAC, CLIENT_MAC, OWN_MAC, Program, Ran};
-pub use verify::{assert_sound, reset_of, tcp_of};
+pub use verify::{assert_sound, internet_sum, reset_of, tcp_of};

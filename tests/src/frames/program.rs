@@ -66,9 +66,14 @@ impl Program {
             .set(0, Layout { version: LAYOUT_VERSION, max_flows, hash: layout_hash() }, 0)
             .expect("set");
         this.array(name::LEASE).set(0, Lease::STANDALONE, 0).expect("set");
-        let interface = Interface { ifindex: IFINDEX, mtu: 1500, mac: OWN_MAC };
-        this.array(name::INTERFACES).set(interface_slot(IFINDEX), interface, 0).expect("set");
+        this.set_mtu(1500);
         this
+    }
+
+    /// Gives the interface an MTU.
+    pub fn set_mtu(&mut self, mtu: u16) {
+        let interface = Interface { ifindex: IFINDEX, mtu, mac: OWN_MAC };
+        self.array(name::INTERFACES).set(interface_slot(IFINDEX), interface, 0).expect("set");
     }
 
     /// Adds a service, its VIP answered for on the interface.

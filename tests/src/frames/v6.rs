@@ -116,6 +116,24 @@ fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, hop_limit: u8, payloa
     header
 }
 
+/// An ICMPv6 error; see [`super::icmp_error`].
+pub fn icmp_error_v6(
+    (mac, router): (Mac, Ipv6Addr),
+    to: Ipv6Addr,
+    (kind, code, rest): (u8, u8, u32),
+    quoted: &[u8],
+) -> Vec<u8> {
+    let mut icmp = vec![kind, code, 0, 0];
+    icmp.extend(rest.to_be_bytes());
+    icmp.extend(quoted);
+    let check = over_pseudo_header(router, to, 58, &icmp);
+    icmp[2..4].copy_from_slice(&check.to_be_bytes());
+    let mut frame = ethernet(OWN_MAC, mac, &[], 0x86dd);
+    frame.extend(ipv6(router, to, 58, 64, icmp.len()));
+    frame.extend(icmp);
+    frame
+}
+
 fn over_pseudo_header(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &[u8]) -> u16 {
     let mut pseudo = Vec::new();
     pseudo.extend(source.octets());

@@ -63,3 +63,13 @@ pub fn reset_of(frame: &[u8]) -> (u32, Option<u32>) {
     assert!(frame.len() >= 60, "a frame of {} octets is too short for the wire", frame.len());
     (tcp.sequence_number, tcp.ack.then_some(tcp.acknowledgment_number))
 }
+
+/// 0 over octets that hold their own right checksum.
+pub fn internet_sum(octets: &[u8]) -> u16 {
+    let mut sum: u32 =
+        octets.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    !(sum as u16)
+}

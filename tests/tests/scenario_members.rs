@@ -12,8 +12,8 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Config, Fleet, Host, Lab, Topology, VIP, VIP6, etcd::Status, eventually,
-    fleet::Options, held::HeldClients, https::Connection,
+    Balancer, CLIENT_PORT, Cluster, Config, Fleet, Host, Lab, Member, Topology, VIP, VIP6, etcd::Status,
+    eventually, fleet::Options, held::HeldClients, https::Connection,
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -118,7 +118,7 @@ impl Scene {
 
     fn choose(&self, who: Who) -> String {
         let leader = self.cluster.leader().unwrap();
-        let mut names = self.cluster.members().iter().map(|member| member.name());
+        let mut names = self.cluster.members().iter().map(Member::name);
         names.find(|name| (*name == leader) == (who == Who::Leader)).unwrap().to_owned()
     }
 

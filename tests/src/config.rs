@@ -11,7 +11,9 @@ use crate::{CLIENT_PORT, Cluster, Host, Member, VIP, VIP6};
 #[derive(Debug, Clone)]
 pub struct Config {
     top: String,
+    name: String,
     vip: IpAddr,
+    port: u16,
     service: String,
     health: String,
     backends: String,
@@ -22,12 +24,19 @@ impl Config {
     pub fn tcp(host: &Host) -> Self {
         Self {
             top: format!("interface = {:?}\n", host.interface()),
+            name: "etcd".into(),
             vip: VIP.into(),
+            port: CLIENT_PORT,
             service: "algorithm = \"maglev\"\n".into(),
             health: "kind = \"tcp\"\ninterval = \"200ms\"\nfast_interval = \"50ms\"\ntimeout = \"200ms\"\n"
                 .into(),
             backends: String::new(),
         }
+    }
+
+    /// The same for what is restarted under its connections: a check that fails meanwhile ends none.
+    pub fn echo(host: &Host) -> Self {
+        Self::tcp(host).name("echo").service("on_backend_down = \"keep\"")
     }
 
     /// etcd on the VIP, checked over TLS, with the cluster's members as backends.
@@ -51,6 +60,18 @@ impl Config {
              ca_file = {:?}\ncert_file = {:?}\nkey_file = {:?}",
             pki.ca, pki.client.cert, pki.client.key
         ))
+    }
+
+    /// Another name for the service.
+    #[must_use]
+    pub fn name(self, name: &str) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// Another port.
+    #[must_use]
+    pub fn port(self, port: u16) -> Self {
+        Self { port, ..self }
     }
 
     /// Another VIP.
@@ -104,16 +125,29 @@ impl Config {
         self
     }
 
-    /// The whole text.
-    pub fn text(&self) -> String {
-        format!("{}{}", self.top, self.service_text("etcd"))
+    /// A backend more for each address, named by it.
+    #[must_use]
+    pub fn addresses(self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        addresses.into_iter().fold(self, |config, address| config.backend(&address.to_string(), address))
     }
 
-    /// Only its service, under this name, as one more for another config.
-    pub fn service_text(&self, name: &str) -> String {
-        let Self { vip, service, health, backends, .. } = self;
+    /// A backend more for each address, named b0, b1 and so on.
+    #[must_use]
+    pub fn numbered(self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let numbered = addresses.into_iter().enumerate();
+        numbered.fold(self, |config, (number, address)| config.backend(&format!("b{number}"), address))
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> String {
+        format!("{}{}", self.top, self.service_text())
+    }
+
+    /// Only its service, as one more for another config.
+    pub fn service_text(&self) -> String {
+        let Self { name, vip, port, service, health, backends, .. } = self;
         format!(
-            "[[service]]\nname = {name:?}\nvip = \"{vip}\"\nport = {CLIENT_PORT}\n{service}\n[service.health]\n{health}{backends}"
+            "[[service]]\nname = {name:?}\nvip = \"{vip}\"\nport = {port}\n{service}\n[service.health]\n{health}{backends}"
         )
     }
 }

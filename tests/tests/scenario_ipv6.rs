@@ -86,16 +86,11 @@ fn busy_connections_and_pings_survive_the_agent() {
     let servers: Vec<EchoServer> =
         ["etcd-1", "etcd-2", "etcd-3"].map(|name| EchoServer::start(lab.host(name), 2379).unwrap()).into();
     let host = lab.host("lb1");
-    let mut text = format!(
-        "interface = {:?}\n[[service]]\nname = \"echo\"\nvip = \"{VIP6}\"\nport = 2379\nalgorithm = \"maglev\"\n\
-         allow = [\"fd00:1::20/123\"]\non_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\n\
-         interval = \"200ms\"\ntimeout = \"200ms\"\n",
-        host.interface()
-    );
-    for server in &servers {
-        text += &format!("[[service.backend]]\naddress = \"{}\"\n", server.address_v6());
-    }
-    let mut balancer = Balancer::start(host, &text).unwrap();
+    let config = Config::echo(host)
+        .vip(VIP6)
+        .service("allow = [\"fd00:1::20/123\"]")
+        .addresses(servers.iter().map(EchoServer::address_v6));
+    let mut balancer = Balancer::start(host, &config.text()).unwrap();
     for server in &servers {
         balancer.wait_backend(&server.address_v6().to_string(), "healthy", LIMIT).unwrap();
     }
@@ -143,12 +138,7 @@ fn a_vip_that_another_host_has_is_refused() {
     let address = format!("{VIP6}/64");
     other.output("ip", &["address", "add", &address, "dev", other.interface(), "nodad"]).unwrap();
     let host = lab.host("lb1");
-    let text = format!(
-        "interface = {:?}\n[[service]]\nname = \"echo\"\nvip = \"{VIP6}\"\nport = 2379\nalgorithm = \"maglev\"\n\
-         on_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\n[[service.backend]]\naddress = \"{}\"\n",
-        host.interface(),
-        server.address_v6()
-    );
+    let text = Config::echo(host).vip(VIP6).addresses([server.address_v6()]).text();
     let balancer = Balancer::prepare(host, &text).unwrap();
     let output = balancer.cli_command().args(["run", "--config"]).arg(balancer.config()).output().unwrap();
     let said =

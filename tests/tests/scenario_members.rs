@@ -71,7 +71,7 @@ fn scene(name: &str) -> Scene {
     // What any member answers by itself: `/health` of the survivors fails while they elect another leader.
     let checked = |config: Config| config.more_health("path = \"/version\"");
     let config = checked(Config::etcd(host, &cluster)).text()
-        + &checked(Config::etcd_v6(host, &cluster)).service_text("etcd-v6");
+        + &checked(Config::etcd_v6(host, &cluster)).name("etcd-v6").service_text();
     let balancer = Balancer::start(host, &config).unwrap();
     let scene = Scene { client: lab.host("client-1").clone(), balancer, cluster, lab };
     scene.wait_all_healthy();

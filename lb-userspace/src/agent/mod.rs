@@ -17,6 +17,7 @@ mod fit;
 mod flow_log;
 pub mod lock;
 pub mod log;
+mod memory;
 mod notify;
 mod reload;
 mod report;

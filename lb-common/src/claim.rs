@@ -56,6 +56,12 @@ pub const RESET: u64 = 1 << 17;
 /// A step only, never in a claim: what it says came from the backend.
 pub const BY_BACKEND: u64 = 1 << 18;
 
+/// The steps that a client's acknowledgment of a handshake says where the backend answers past us (`mode = "dsr"`): it
+/// cannot be compared with the SYN-ACK, which nobody here saw.
+pub const UNSEEN_HANDSHAKE: u64 = SYN_ACKED | HANDSHAKE_DONE;
+/// The steps that a client's FIN says there: what the backend says to it is not seen, so it ends the flow.
+pub const UNSEEN_CLOSE: u64 = CLIENT_FIN | BACKEND_FIN | CLIENT_FIN_ACKED | BACKEND_FIN_ACKED;
+
 const STATE_MASK: u64 = 0xff;
 const FLAGS_MASK: u64 = 0xff00;
 const ALL_FINS: u64 = CLIENT_FIN | BACKEND_FIN | CLIENT_FIN_ACKED | BACKEND_FIN_ACKED;
@@ -149,7 +155,9 @@ impl Claim {
         if step & ALL_FINS == 0 || !next.is(State::Established) {
             return next;
         }
-        if step & CLIENT_FIN != 0 && next.0 & (CLIENT_FIN | BACKEND_FIN) == 0 {
+        // Both at once is what is said where the backend is not seen: nobody knows who was first.
+        let client_first = step & (CLIENT_FIN | BACKEND_FIN) == CLIENT_FIN;
+        if client_first && next.0 & (CLIENT_FIN | BACKEND_FIN) == 0 {
             next = next.with(FREE_AT_ONCE);
         }
         next = next.with(step & ALL_FINS);
@@ -210,6 +218,14 @@ mod tests {
         assert!(at_once.is(State::Established) && at_once.has(CLIENT_FIN | FREE_AT_ONCE));
         let closed = ESTABLISHED.after(RESET);
         assert_eq!(closed.after(HANDSHAKE_DONE | SYN_ACKED | CLIENT_FIN).state(), State::Closed as u8);
+    }
+
+    #[test]
+    fn where_the_backend_is_not_seen_the_client_alone_begins_and_ends_a_flow() {
+        let begun = Claim::new(State::HalfOpen, 7).after(UNSEEN_HANDSHAKE);
+        assert!(begun.is(State::Established));
+        let closed = begun.after(UNSEEN_CLOSE);
+        assert!(closed.is(State::Closed) && !closed.has(FREE_AT_ONCE), "it may be half closed");
     }
 
     #[test]

@@ -11,6 +11,9 @@
 //! | [`tcp`] | sequence arithmetic and what a segment does to a flow |
 //! | [`hash`] | the seeded flow hash |
 //! | [`nat`] | which NAT ports are tried for a new flow |
+//! | [`frame`] | reading a frame: bounds, tags, IP, TCP |
+//! | [`rewrite`] | giving a packet other ends |
+//! | [`quote`] | the packet that an ICMP error quotes |
 //! | [`wire`] | headers as they stand in a frame |
 #![cfg_attr(not(test), no_std)]
 #![warn(missing_docs)]
@@ -19,8 +22,11 @@ pub mod addr;
 pub mod checksum;
 pub mod claim;
 pub mod counters;
+pub mod frame;
 pub mod hash;
 pub mod maps;
 pub mod nat;
+pub mod quote;
+pub mod rewrite;
 pub mod tcp;
 pub mod wire;

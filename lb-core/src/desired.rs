@@ -40,6 +40,8 @@ pub trait World {
     fn standing(&self, backend: &BackendKey) -> Standing;
     /// Where packets to an address are sent; `None` while it is not known.
     fn hop(&self, destination: IpAddr) -> Option<maps::NextHop>;
+    /// The same, if no router lies between.
+    fn direct_hop(&self, destination: IpAddr) -> Option<maps::NextHop>;
     /// The interfaces that the program is attached to.
     fn interfaces(&self) -> Vec<maps::Interface>;
     /// Numbers of those of them with a prefix that holds an address.
@@ -79,6 +81,7 @@ fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
     let desired = DesiredService {
         vip: service.vip,
         port: service.port,
+        dsr: service.mode == config::Mode::Dsr,
         seed: world.seed(service),
         affinity: match service.affinity {
             config::Affinity::None => Affinity::None,
@@ -103,7 +106,10 @@ fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
                 usable: *usable,
                 healthy: standing.state == State::Healthy,
                 drained: standing.drained,
-                hop: world.hop(backend.address.ip()),
+                hop: match service.mode {
+                    config::Mode::Nat => world.hop(backend.address.ip()),
+                    config::Mode::Dsr => world.direct_hop(backend.address.ip()),
+                },
             })
             .collect(),
     };

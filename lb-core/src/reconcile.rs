@@ -52,6 +52,8 @@ pub struct DesiredService {
     pub vip: IpAddr,
     /// The port.
     pub port: u16,
+    /// Backends hold the VIP and answer clients directly (`mode = "dsr"`).
+    pub dsr: bool,
     /// Key of the flow hash.
     pub seed: Seed,
     /// What of a client is hashed.

@@ -56,7 +56,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let to = End { address: key.client, port: key.port };
     handover::put_onward(from, to, record.ifindex, record.client_mac, [record.outer_tag, record.inner_tag]);
     handover::put_change(&key, claim, step | claim::BY_BACKEND, since);
-    tail_call(ctx, if claim.after(step) == claim { program::ONWARD_INDEX } else { program::LIFE_INDEX })
+    tail_call(ctx, if step == 0 { program::ONWARD_INDEX } else { program::LIFE_INDEX })
 }
 
 /// The step that a segment means for its flow; the record's view of the backend is brought up to date.

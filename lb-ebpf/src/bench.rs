@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use lb_common::counters::Counter;
 
-use crate::{Outcome, frame::Frame};
+use crate::{Outcome, frame};
 
 /// What to write. The first two fields are the agent's in no build: benchmarks set them.
 #[repr(C)]
@@ -38,7 +38,7 @@ const FIRST_PORT: u32 = 16_384;
 
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let template = TEMPLATE.get_ptr_mut(0).ok_or(Counter::TailCall)?;
     let words = frame.at::<[u32; 16]>(0).ok_or(Counter::Malformed)?;
     // SAFETY: a live map value, used by one benchmark at a time, and `at` checked that 64 octets lie in the frame.

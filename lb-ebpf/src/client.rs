@@ -5,8 +5,8 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     claim::{self, Claim, State},
     counters::Counter,
-    maps::{Backend, Flow, FlowKey, Record, program},
-    tcp,
+    maps::{Backend, FLOW_DSR, Flow, FlowKey, Record, program},
+    tcp::{self, Segment},
 };
 
 use crate::{
@@ -16,7 +16,6 @@ use crate::{
     handover,
     lookup::{forward_entry, record_of},
     maps::{FLOWS, HALF_OPEN},
-    nat::End,
     reset, tail_call,
 };
 
@@ -71,7 +70,9 @@ fn known(
         return reset::answer(ctx, Counter::FlowReset);
     }
     let mut step = 0;
-    if segment.any(tcp::RST) {
+    if flow.flags & FLOW_DSR != 0 {
+        step = unseen(segment, flow, record, claim);
+    } else if segment.any(tcp::RST) {
         if segment.seq == record.last_ack || segment.seq == flow.edge {
             step = claim::RESET;
         } else {
@@ -100,11 +101,26 @@ fn known(
     }
     flow.last_seen = clock::coarse();
     count_in(packet, flow.backend);
-    let from = End { address: backend.source, port: flow.nat_port };
-    let to = End { address: backend.address, port: backend.port };
-    handover::put_onward(from, to, backend.hop.ifindex, backend.hop.mac, backend.hop.tags);
+    handover::put_to_backend(flow.flags, flow.nat_port, backend);
     handover::put_change(key, claim, step, 0);
-    tail_call(ctx, if claim.after(step) == claim { program::ONWARD_INDEX } else { program::LIFE_INDEX })
+    tail_call(ctx, if step == 0 { program::ONWARD_INDEX } else { program::LIFE_INDEX })
+}
+
+/// The step that a segment means where only the client is seen (`mode = "dsr"`).
+#[inline(always)]
+fn unseen(segment: &Segment, flow: &mut Flow, record: &mut Record, claim: Claim) -> u64 {
+    // Nothing comes from the backend: its time is the client's, so that a connection that is half closed lives on.
+    record.last_seen = clock::coarse();
+    if segment.any(tcp::RST) {
+        return if segment.seq == flow.edge { claim::RESET } else { 0 };
+    }
+    flow.edge = segment.seq_end();
+    if segment.any(tcp::SYN) || !segment.any(tcp::ACK) {
+        return 0;
+    }
+    flow.last_ack = segment.ack;
+    let begun = if claim.is(State::HalfOpen) { claim::UNSEEN_HANDSHAKE } else { 0 };
+    begun | if segment.any(tcp::FIN) { claim::UNSEEN_CLOSE } else { 0 }
 }
 
 /// The client's MAC follows its packets; the caller checked that their ACK comes from the end of this connection.

@@ -7,8 +7,8 @@ use lb_common::{
     claim::Claim,
     counters::Counter,
     maps::{
-        BACKEND_USED, FLOW_CLOSING, Filter, Flow, FlowKey, Interface, Record, ReturnKey, ServiceKey,
-        filter_bit_of_address, program,
+        BACKEND_USED, FLOW_CLOSING, FLOW_DSR, Filter, Flow, FlowKey, Interface, Record, ReturnKey,
+        ServiceKey, filter_bit_of_address, program,
     },
     tcp,
     wire::{Arp, Ipv4, Ipv6, ethertype},
@@ -16,7 +16,7 @@ use lb_common::{
 
 use crate::{
     Outcome, clock, count,
-    frame::{Frame, Link, TcpPacket, ingress},
+    frame::{self, Link, TcpPacket, ingress, length},
     handover,
     maps::{BACKENDS, FILTER, FLOWS, HALF_OPEN, RETURNS, SERVICE_PORTS, SERVICES, record},
     nat::{self, End},
@@ -25,7 +25,7 @@ use crate::{
 
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let (Some(link), Some(filter)) = (Link::parse(&frame), FILTER.get(0)) else {
         return Ok(xdp_action::XDP_PASS);
     };
@@ -33,7 +33,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         ethertype::IPV4 => match frame.at::<Ipv4>(link.l3) {
             // SAFETY: `at` checked that the header lies in the frame.
             Some(ip) if may_be_ours(filter, unsafe { (*ip).destination }) => {
-                tcp(ctx, &link, filter, TcpPacket::parse(ctx, &frame, &link), program::OTHER_INDEX)
+                tcp(ctx, &link, filter, TcpPacket::parse(&frame, &link, || length(ctx)), program::OTHER_INDEX)
             }
             _ => Ok(xdp_action::XDP_PASS),
         },
@@ -139,7 +139,9 @@ fn from_client(ctx: &XdpContext, link: &Link, here: &Interface, packet: &TcpPack
     let to = End { address: backend.address, port: backend.port };
     // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
     unsafe {
-        nat::rewrite(packet.ip, packet.tcp, from, to)?;
+        if flow.flags & FLOW_DSR == 0 {
+            nat::rewrite(packet.ip, packet.tcp, from, to)?;
+        }
         nat::transmit(ctx, link.ethernet, out, backend.hop.mac)
     }
 }

@@ -1,56 +1,45 @@
-//! The frame under way: the one bounds-checked accessor, and what the headers say of the packet.
+//! The frame under way, in the kernel: where it lies, how it is cut to size, and what the verifier is to forget of it.
 
 use aya_ebpf::{EbpfContext as _, helpers::generated, programs::XdpContext};
+pub use lb_common::frame::{Frame, Ip, Link, MAX_L4, TcpPacket, extensions};
 use lb_common::{
-    addr::{Addr, Mac, Port},
+    addr::{Addr, Mac},
     counters::Counter,
-    tcp::{self, Segment},
-    wire::{Ethernet, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, Tcp, Vlan, ethertype, protocol},
 };
 
 use crate::maps::FORGET;
 
-/// A frame's linear part. To be taken anew after any helper that can move it.
-#[derive(Clone, Copy)]
-pub struct Frame {
-    start: usize,
-    end: usize,
+/// The frame's linear part.
+#[inline(always)]
+pub fn of(ctx: &XdpContext) -> Frame {
+    Frame::between(ctx.data(), ctx.data_end())
 }
 
-impl Frame {
-    #[inline(always)]
-    pub fn new(ctx: &XdpContext) -> Self {
-        Self { start: ctx.data(), end: ctx.data_end() }
-    }
+/// The same, read again for sure: the verifier knows by a pointer how far it was checked, and takes two ways that checked
+/// it differently far for two states.
+#[inline(always)]
+pub fn anew(ctx: &XdpContext) -> Frame {
+    let raw = ctx.ctx;
+    #[cfg(target_arch = "bpf")]
+    let raw = {
+        let mut raw = raw;
+        // SAFETY: the pointer stays what it is, which the compiler does not know.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) raw, options(nomem, nostack)) };
+        raw
+    };
+    of(&XdpContext::new(raw))
+}
 
-    /// The same, read again for sure: the verifier knows by a pointer how far it was checked, and takes two ways that
-    /// checked it differently far for two states.
-    #[inline(always)]
-    pub fn anew(ctx: &XdpContext) -> Self {
-        let raw = ctx.ctx;
-        #[cfg(target_arch = "bpf")]
-        let raw = {
-            let mut raw = raw;
-            // SAFETY: the pointer stays what it is, which the compiler does not know.
-            unsafe { core::arch::asm!("{0} = {0}", inout(reg) raw, options(nomem, nostack)) };
-            raw
-        };
-        Self::new(&XdpContext::new(raw))
-    }
-
-    /// A header at `offset`, if the whole of it lies in the frame: reads and writes through the pointer stay inside as
-    /// long as the frame is not moved.
-    #[inline(always)]
-    pub fn at<T>(&self, offset: u32) -> Option<*mut T> {
-        let start = self.start + offset as usize;
-        if start + size_of::<T>() > self.end { None } else { Some(start as *mut T) }
-    }
-
-    /// Whether the linear part has `length` octets.
-    #[inline(always)]
-    pub fn has(&self, length: u32) -> bool {
-        self.start + length as usize <= self.end
-    }
+/// The same link, without what the verifier knows of the number of tags (see [`forget`]). The frame is to be taken
+/// [`anew`]: it knows by its pointers too how far they were checked.
+#[inline(always)]
+pub fn forget_tags(ctx: &XdpContext, link: &Link) -> Result<Link, Counter> {
+    Ok(Link {
+        ethernet: anew(ctx).at(0).ok_or(Counter::Malformed)?,
+        ethertype: link.ethertype,
+        l3: forget(link.l3)? & 0x1f,
+        tags: zerocopy::transmute!(forget(zerocopy::transmute!(link.tags))?),
+    })
 }
 
 /// Length of the frame, also of one that does not lie in one piece, octets.
@@ -64,173 +53,6 @@ pub fn length(ctx: &XdpContext) -> u32 {
 #[inline(always)]
 pub fn ingress(ctx: &XdpContext) -> u32 {
     ctx.ingress_ifindex() as u32
-}
-
-/// Ethernet header and VLAN tags.
-#[derive(Clone, Copy)]
-pub struct Link {
-    /// The Ethernet header.
-    pub ethernet: *mut Ethernet,
-    /// EtherType of what follows, network order.
-    pub ethertype: u16,
-    /// Where it starts, octets: 14, 18 or 22.
-    pub l3: u32,
-    /// Tag control information, outermost first, network order; 0: no tag.
-    pub tags: [u16; 2],
-}
-
-impl Link {
-    /// Reads up to two tags; a third one is left as the EtherType, which is then none of ours.
-    #[inline(always)]
-    pub fn parse(frame: &Frame) -> Option<Self> {
-        let ethernet = frame.at::<Ethernet>(0)?;
-        // SAFETY: `at` checked that the header lies in the frame.
-        let ethertype = unsafe { (*ethernet).ethertype };
-        let mut link = Self { ethernet, ethertype, l3: 14, tags: [0; 2] };
-        if is_tag(link.ethertype) {
-            let outer = frame.at::<Vlan>(14)?;
-            // SAFETY: `at` checked that the tag lies in the frame.
-            unsafe {
-                link.tags[0] = (*outer).control;
-                link.ethertype = (*outer).ethertype;
-            }
-            link.l3 = 18;
-            if is_tag(link.ethertype) {
-                let inner = frame.at::<Vlan>(18)?;
-                // SAFETY: `at` checked that the tag lies in the frame.
-                unsafe {
-                    link.tags[1] = (*inner).control;
-                    link.ethertype = (*inner).ethertype;
-                }
-                link.l3 = 22;
-            }
-        }
-        Some(link)
-    }
-
-    /// The same, without what the verifier knows of the number of tags (see [`forget`]). The frame is to be taken anew: it
-    /// knows by its pointers too how far they were checked.
-    #[inline(always)]
-    pub fn forget(mut self, ctx: &XdpContext) -> Result<Self, Counter> {
-        self.ethernet = Frame::anew(ctx).at(0).ok_or(Counter::Malformed)?;
-        self.l3 = forget(self.l3)? & 0x1f;
-        self.tags = zerocopy::transmute!(forget(zerocopy::transmute!(self.tags))?);
-        Ok(self)
-    }
-}
-
-#[inline(always)]
-fn is_tag(ethertype: u16) -> bool {
-    ethertype == ethertype::VLAN || ethertype == ethertype::SERVICE_VLAN
-}
-
-/// The IP header of a TCP packet, of either family: that of the family lies in the frame.
-#[derive(Clone, Copy)]
-pub struct Ip {
-    /// Where it starts.
-    pub start: *mut Ipv6,
-    /// Which of the two it is. Known while a program is built for one family, so that no branch is left there.
-    pub is_v6: bool,
-}
-
-impl Ip {
-    #[inline(always)]
-    pub fn v4(header: *mut Ipv4) -> Self {
-        Self { start: header.cast(), is_v6: false }
-    }
-
-    #[inline(always)]
-    pub fn v6(header: *mut Ipv6) -> Self {
-        Self { start: header, is_v6: true }
-    }
-}
-
-/// Where a TCP header starts at most, octets: Ethernet, two tags, IPv6 and its extension headers.
-pub const MAX_L4: u32 = 22 + IPV6_LEN + MAX_EXTENSIONS;
-/// IPv6 extension headers at most, octets. RFC 9098 section 5 tells what others take; TCP is sent with none.
-pub const MAX_EXTENSIONS: u32 = 256;
-
-/// A whole TCP packet: headers that do not contradict each other or the frame.
-#[derive(Clone, Copy)]
-pub struct TcpPacket {
-    /// The IP header.
-    pub ip: Ip,
-    /// The TCP header.
-    pub tcp: *mut Tcp,
-    /// Where the TCP header starts, octets: at most [`MAX_L4`].
-    pub l4: u32,
-    /// From whom.
-    pub source: Addr,
-    /// To whom.
-    pub destination: Addr,
-    /// The ports, from and to.
-    pub ports: (Port, Port),
-    /// Length of the IP packet, octets.
-    pub length: u32,
-    /// What TCP says.
-    pub segment: Segment,
-}
-
-impl TcpPacket {
-    /// Length of the IP packet, octets.
-    #[inline(always)]
-    pub fn octets(&self) -> u64 {
-        self.length as u64
-    }
-
-    /// Reads an IPv4 packet; the error names what is wrong with it, or that it is no TCP.
-    #[inline(always)]
-    pub fn parse(ctx: &XdpContext, frame: &Frame, link: &Link) -> Result<Self, Counter> {
-        let ip = frame.at::<Ipv4>(link.l3).ok_or(Counter::Malformed)?;
-        // SAFETY: `at` checked that the header lies in the frame.
-        let header = unsafe { &*ip };
-        if !header.is_sound() {
-            return Err(Counter::Malformed);
-        }
-        if header.is_fragment() {
-            return Err(Counter::Fragment);
-        }
-        if header.protocol() != protocol::TCP {
-            return Err(Counter::Protocol);
-        }
-        let total = u16::from_be(header.total_length) as u32;
-        let ends = (Addr::from_v4_word(header.source), Addr::from_v4_word(header.destination));
-        Self::over(ctx, frame, Ip::v4(ip), (link.l3, header.header_len(), total), ends)
-    }
-
-    /// Reads the TCP header of an IP packet: where the packet starts in the frame, octets before TCP, and octets of the
-    /// whole packet.
-    #[inline(always)]
-    pub fn over(
-        ctx: &XdpContext,
-        frame: &Frame,
-        ip: Ip,
-        (l3, ip_len, total): (u32, u32, u32),
-        (source, destination): (Addr, Addr),
-    ) -> Result<Self, Counter> {
-        let l4 = l3 + ip_len;
-        let tcp = frame.at::<Tcp>(l4).ok_or(Counter::Malformed)?;
-        // SAFETY: `at` checked that the header lies in the frame.
-        let (tcp_len, seq, ack, flags, ports) = unsafe {
-            (
-                (*tcp).header_len(),
-                u32::from_be((*tcp).seq),
-                u32::from_be((*tcp).ack),
-                (*tcp).flags(),
-                (Port::from_word((*tcp).source), Port::from_word((*tcp).destination)),
-            )
-        };
-        let headers = ip_len + tcp_len;
-        if tcp_len < tcp::HEADER_LEN || total < headers {
-            return Err(Counter::Malformed);
-        }
-        // The rest of a frame in several pieces does not show in the linear part.
-        if !frame.has(l3 + total) && length(ctx) < l3 + total {
-            return Err(Counter::Malformed);
-        }
-        let segment = Segment { seq, ack, payload: total - headers, flags };
-        Ok(Self { ip, tcp, l4, source, destination, ports, length: total, segment })
-    }
 }
 
 /// Writes a MAC into a frame, word by word: a copy of six octets would become a call to `memmove`, which the verifier
@@ -293,6 +115,3 @@ pub fn reply_length(l3: u32, total: u32) -> u32 {
     let length = l3 + total;
     if length < lb_common::wire::MIN_FRAME { lb_common::wire::MIN_FRAME } else { length }
 }
-
-// `handover` knows a TCP packet's IP header by 40 octets, in either family.
-const _: () = assert!(IPV4_LEN + tcp::HEADER_LEN == IPV6_LEN);

@@ -8,14 +8,14 @@ use lb_common::{
     addr::{Addr, Mac, Port},
     claim::Claim,
     counters::Counter,
-    maps::FlowKey,
+    maps::{Backend, FLOW_DSR, FlowKey, NextHop},
     tcp::Segment,
     wire::{Ethernet, Ipv6, Tcp},
 };
 
 use crate::{
     Outcome,
-    frame::{Frame, Ip, Link, TcpPacket, put_address, put_mac},
+    frame::{self, Ip, Link, TcpPacket, put_address, put_mac},
     maps::HANDOVER,
     nat::End,
     tail_call,
@@ -51,7 +51,8 @@ pub struct Onward {
     pub ifindex: u32,
     pub tags: [u16; 2],
     pub mac: Mac,
-    reserved: u16,
+    /// Not 0: the packet keeps its ends, and its TTL.
+    pub as_it_is: u16,
 }
 
 /// What a packet says of its flow, for `life`.
@@ -83,7 +84,33 @@ pub fn put_onward(from: End, to: End, ifindex: u32, mac: Mac, tags: [u16; 2]) {
         (*onward).ifindex = ifindex;
         (*onward).tags = tags;
         put_mac(&raw mut (*onward).mac, mac);
+        (*onward).as_it_is = 0;
     }
+}
+
+/// Says where this CPU's packet is to be sent as it is.
+#[inline(always)]
+pub fn put_onward_as_it_is(hop: &NextHop) {
+    let Some(slot) = HANDOVER.get_ptr_mut(0) else { return };
+    // SAFETY: a live map value, and this CPU's own.
+    unsafe {
+        let onward = &raw mut (*slot).onward;
+        (*onward).ifindex = hop.ifindex;
+        (*onward).tags = hop.tags;
+        put_mac(&raw mut (*onward).mac, hop.mac);
+        (*onward).as_it_is = 1;
+    }
+}
+
+/// Says that a client's packet is to be sent to a flow's backend.
+#[inline(always)]
+pub fn put_to_backend(flow_flags: u16, nat_port: Port, backend: &Backend) {
+    if flow_flags & FLOW_DSR != 0 {
+        return put_onward_as_it_is(&backend.hop);
+    }
+    let from = End { address: backend.source, port: nat_port };
+    let to = End { address: backend.address, port: backend.port };
+    put_onward(from, to, backend.hop.ifindex, backend.hop.mac, backend.hop.tags);
 }
 
 /// Says what this CPU's packet says of its flow.
@@ -171,7 +198,7 @@ pub fn take(ctx: &XdpContext) -> Result<(Link, TcpPacket, u16), Counter> {
     let slot = unsafe { &*slot };
     // The masks change nothing: they tell the verifier what the first program knew. 14 + 2 tags; `frame::MAX_L4`.
     let (l3, l4) = (slot.l3 & 0x1f, slot.l4 & 0x1ff);
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let ethernet = frame.at::<Ethernet>(0).ok_or(Counter::Malformed)?;
     // IPv6's header is as long as IPv4's and TCP's together, so either family has it.
     let ip = Ip { start: frame.at::<Ipv6>(l3).ok_or(Counter::Malformed)?, is_v6: slot.is_v6 != 0 };
@@ -190,4 +217,4 @@ pub fn take(ctx: &XdpContext) -> Result<(Link, TcpPacket, u16), Counter> {
     Ok((link, packet, slot.number))
 }
 
-const _: () = assert!(crate::frame::MAX_L4 <= 0x1ff);
+const _: () = assert!(frame::MAX_L4 <= 0x1ff);

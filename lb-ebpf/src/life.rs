@@ -44,6 +44,10 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
 #[inline(always)]
 fn step(said: &Change, flow: &Flow) {
     let (claim, step) = (Claim(said.claim), said.step);
+    if claim.after(step) == claim {
+        // Said before.
+        return;
+    }
     let promotes = step & claim::HANDSHAKE_DONE != 0 && claim.is(State::HalfOpen);
     let now = age_stamp(clock::coarse());
     // The forward entry first: whoever sees the claim established finds it. `flows` has room for it, since SYNs are

@@ -6,8 +6,8 @@ use lb_common::{
     counters::Counter,
     hash,
     maps::{
-        ALLOW_SERVICE_BITS, AllowData, BACKEND_USED, Backend, Flow, FlowKey, MAGLEV_SLOTS, SERVICE_AFFINITY,
-        SERVICE_ALLOW, SERVICE_DROP, Service, program,
+        ALLOW_SERVICE_BITS, AllowData, BACKEND_USED, Backend, FLOW_DSR, Flow, FlowKey, MAGLEV_SLOTS,
+        SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DROP, SERVICE_DSR, Service, program,
     },
 };
 
@@ -17,7 +17,6 @@ use crate::{
     frame::ingress,
     handover, log,
     maps::{ALLOW, BACKENDS, HALF_OPEN, LAYOUT, LEASE, SERVICES},
-    nat::End,
     port, reset, signal, suspect, tail_call,
 };
 
@@ -78,16 +77,14 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         backend: number,
         nat_port: port,
         client_mac,
-        flags: 0,
+        flags: if service.flags & SERVICE_DSR != 0 { FLOW_DSR } else { 0 },
     };
     let _an_lru_makes_room = HALF_OPEN.insert(key, flow, 0);
     log::new_flow(ctx, &key, number, port);
     count::count(Counter::FlowNew);
     count::backend(number, |counters| counters.connections += 1);
     count_in(&packet, number);
-    let from = End { address: backend.source, port };
-    let to = End { address: backend.address, port: backend.port };
-    handover::put_onward(from, to, backend.hop.ifindex, backend.hop.mac, backend.hop.tags);
+    handover::put_to_backend(flow.flags, port, backend);
     tail_call(ctx, program::ONWARD_INDEX)
 }
 

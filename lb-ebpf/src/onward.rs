@@ -2,12 +2,18 @@
 //! changed where need be, and it is sent. What does not fit is answered.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::{counters::Counter, maps::program, tcp, wire::ethertype};
+use lb_common::{
+    counters::Counter,
+    maps::{Interface, program},
+    tcp,
+    wire::ethertype,
+};
 
 use crate::{
     Outcome,
-    frame::ingress,
-    handover, mss,
+    frame::{TcpPacket, ingress},
+    handover::{self, Onward},
+    mss,
     nat::{self, End, interface},
     tail_call, vlan,
 };
@@ -20,16 +26,23 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if packet.length > u32::from(out.mtu) {
         return tail_call(ctx, program::TOO_BIG_INDEX);
     }
-    if packet.segment.any(tcp::SYN) {
-        let back = interface(ingress(ctx)).ok_or(Counter::NoNextHop)?;
-        mss::clamp(ctx, &packet, if back.mtu < out.mtu { back.mtu } else { out.mtu });
+    if onward.as_it_is == 0 {
+        rewrite(ctx, &packet, onward, out)?;
     }
-    let from = End { address: onward.from, port: onward.from_port };
-    let to = End { address: onward.to, port: onward.to_port };
     let ethertype = if packet.ip.is_v6 { ethertype::IPV6 } else { ethertype::IPV4 };
-    // SAFETY: `take` checked that the headers lie in the frame, which did not move since.
-    unsafe { nat::rewrite(packet.ip, packet.tcp, from, to)? };
     let ethernet = vlan::retag(ctx, &link, onward.tags, ethertype)?;
     // SAFETY: `retag` vouches for the header.
     unsafe { nat::transmit(ctx, ethernet, out, onward.mac) }
+}
+
+#[inline(always)]
+fn rewrite(ctx: &XdpContext, packet: &TcpPacket, onward: &Onward, out: &Interface) -> Result<(), Counter> {
+    if packet.segment.any(tcp::SYN) {
+        let back = interface(ingress(ctx)).ok_or(Counter::NoNextHop)?;
+        mss::clamp(ctx, packet, if back.mtu < out.mtu { back.mtu } else { out.mtu });
+    }
+    let from = End { address: onward.from, port: onward.from_port };
+    let to = End { address: onward.to, port: onward.to_port };
+    // SAFETY: `take` checked that the headers lie in the frame, which did not move since.
+    unsafe { nat::rewrite(packet.ip, packet.tcp, from, to) }
 }

@@ -13,7 +13,7 @@ use lb_common::{
 
 use crate::{
     Outcome, clock, count,
-    frame::{Frame, Link, TcpPacket, ingress, put_mac},
+    frame::{self, Frame, Link, TcpPacket, ingress, length, put_mac},
     handover,
     maps::{LEASE, VIPS},
     nat::interface,
@@ -25,7 +25,7 @@ const ANY_INTERFACE: u32 = 0;
 
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let Some(link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
     let Some(&Interface { mac: own_mac, .. }) = interface(ingress(ctx)) else {
         return Ok(xdp_action::XDP_PASS);
@@ -120,7 +120,7 @@ fn handle_ipv4(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv4, own_
         // A frame for another host, flooded by the switch, is none of ours; the kernel drops it too.
         return if to_mac.is_group() { Err(Counter::GroupMac) } else { Ok(xdp_action::XDP_PASS) };
     }
-    match TcpPacket::parse(ctx, frame, link) {
+    match TcpPacket::parse(frame, link, || length(ctx)) {
         Ok(packet) => closed_port(ctx, link, &packet),
         Err(Counter::Protocol) if header.protocol() == protocol::ICMP => {
             icmp(ctx, frame, link, header, own_mac)

@@ -8,14 +8,14 @@ use lb_common::{
     counters::Counter,
     maps::{Interface, ReturnKey, ServiceKey, VipOnInterface, program},
     wire::{
-        ECHO_REPLY_V6, ECHO_REQUEST_V6, Ethernet, Extension, IPV6_LEN, Icmp, Ipv6, NEIGHBOUR_LEN,
-        NEIGHBOUR_MIN_LEN, Neighbour, extension, protocol,
+        ECHO_REPLY_V6, ECHO_REQUEST_V6, Ethernet, IPV6_LEN, Icmp, Ipv6, NEIGHBOUR_LEN, NEIGHBOUR_MIN_LEN,
+        Neighbour, protocol,
     },
 };
 
 use crate::{
     Outcome, count,
-    frame::{self, Frame, Link, MAX_EXTENSIONS, TcpPacket, ingress, length, put_mac, resize},
+    frame::{self, Frame, Link, TcpPacket, ingress, length, put_mac, resize},
     handover,
     maps::{RETURNS, SERVICE_PORTS, VIPS},
     nat::interface,
@@ -23,16 +23,12 @@ use crate::{
     tail_call,
 };
 
-/// Extension headers that TCP may stand behind: hop-by-hop options, a route, and destination options before and after it
-/// (RFC 8200 section 4.1).
-const MAX_HEADERS: u32 = 4;
-
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let Some(link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
-    let link = link.forget(ctx)?;
-    let frame = Frame::anew(ctx);
+    let link = frame::forget_tags(ctx, &link)?;
+    let frame = frame::anew(ctx);
     let Some(&Interface { mac: own_mac, .. }) = interface(ingress(ctx)) else {
         return Ok(xdp_action::XDP_PASS);
     };
@@ -64,7 +60,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     }
     match header.next_header() {
         protocol::ICMPV6 => icmp(ctx, &frame, &link, ip, own_mac),
-        next => tcp(ctx, &frame, &link, ip, next),
+        next => tcp(ctx, &frame, &link, next),
     }
 }
 
@@ -124,7 +120,7 @@ fn advertise(ctx: &XdpContext, target: [u32; 4], source: [u32; 4], asker: Mac, o
     ip.next_hop = u16::from_ne_bytes([protocol::ICMPV6, Neighbour::HOP_LIMIT]);
     let message = Neighbour::advertisement(&ip, target, own_mac);
     resize(ctx, L3 + IPV6_LEN + NEIGHBOUR_LEN)?;
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let ethernet = frame.at::<Ethernet>(0).ok_or(Counter::AdjustFailed)?;
     let answer = frame.at::<Advertisement>(L3).ok_or(Counter::AdjustFailed)?;
     // SAFETY: `at` checked that both lie in the frame, and they do not overlap.
@@ -178,9 +174,9 @@ fn icmp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv6, own_mac: Ma
 /// TCP to a port without a service; behind extension headers also that of a service, which takes the way off the
 /// established path.
 #[inline(always)]
-fn tcp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv6, first: u8) -> Outcome {
-    let extensions = walk(frame, link.l3 + IPV6_LEN, first)?;
-    let packet = TcpPacket::parse_v6(ctx, frame, link, ip, IPV6_LEN + extensions)?;
+fn tcp(ctx: &XdpContext, frame: &Frame, link: &Link, first: u8) -> Outcome {
+    let extensions = frame::forget(frame::extensions(frame, link.l3 + IPV6_LEN, first)?)? & 0x1ff;
+    let packet = TcpPacket::parse_v6(frame, link, || length(ctx), IPV6_LEN + extensions)?;
     let key = ServiceKey::new(packet.destination, packet.ports.1);
     // SAFETY: a service's number is written once, before the key.
     if let Some(&service) = unsafe { SERVICE_PORTS.get(key) } {
@@ -192,33 +188,6 @@ fn tcp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv6, first: u8) -
         Some(&backend) => handover::to(ctx, link, &packet, backend as u16, program::BACKEND_INDEX),
         None => closed_port(ctx, link, &packet),
     }
-}
-
-/// Octets of the extension headers before TCP.
-#[inline(always)]
-fn walk(frame: &Frame, start: u32, first: u8) -> Result<u32, Counter> {
-    let (mut next, mut octets) = (first, 0);
-    for _ in 0..=MAX_HEADERS {
-        match next {
-            // Only the first one can be for every hop (RFC 8200 section 4.1).
-            extension::HOP_BY_HOP if octets != 0 => return Err(Counter::ExtensionHeaders),
-            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {}
-            protocol::TCP => return Ok(frame::forget(octets)? & 0x1ff),
-            extension::FRAGMENT => return Err(Counter::Fragment),
-            // Only behind extension headers, whose options an answer would have to reverse.
-            protocol::ICMPV6 => return Err(Counter::Icmp),
-            _ => return Err(Counter::Protocol),
-        }
-        let header = frame.at::<Extension>(start + octets).ok_or(Counter::Malformed)?;
-        // SAFETY: `at` checked that the header's start lies in the frame.
-        let header = unsafe { &*header };
-        octets += header.length();
-        if octets > MAX_EXTENSIONS || (next == extension::ROUTING && header.stops_left() != 0) {
-            return Err(Counter::ExtensionHeaders);
-        }
-        next = header.next_header();
-    }
-    Err(Counter::ExtensionHeaders)
 }
 
 /// A solicitation or advertisement as far as all have it.

@@ -10,7 +10,7 @@ use lb_common::{
 
 use crate::{
     Outcome, count,
-    frame::{Frame, put_mac, reply_length, resize},
+    frame::{self, put_mac, reply_length, resize},
     handover, tail_call,
 };
 
@@ -48,7 +48,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
 fn send<I>(ctx: &XdpContext, l3: u32, answer: Body<I>) -> Outcome {
     let total = size_of::<Body<I>>() as u32;
     resize(ctx, reply_length(l3, total))?;
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let ethernet = frame.at::<Ethernet>(0).ok_or(Counter::AdjustFailed)?;
     let body = frame.at::<Body<I>>(l3).ok_or(Counter::AdjustFailed)?;
     // SAFETY: `at` checked that both lie in the frame, and they do not overlap.

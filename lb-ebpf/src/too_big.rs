@@ -10,7 +10,7 @@ use lb_common::{
 
 use crate::{
     Outcome, count,
-    frame::{Frame, put_mac, resize},
+    frame::{self, put_mac, resize},
     handover,
     nat::interface,
 };
@@ -48,7 +48,7 @@ struct Head<I> {
 #[inline(always)]
 fn send<I>(ctx: &XdpContext, l3: u32, ip_len: u32, head: Head<I>, pseudo: u64) -> Outcome {
     let added = ip_len + ICMP_LEN;
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let old = frame.at::<Link>(0).ok_or(Counter::Malformed)?;
     // SAFETY: `at` checked that the octets lie in the frame.
     let words: Link = core::array::from_fn(|word| unsafe { (&raw const (*old)[word]).read_volatile() });
@@ -57,7 +57,7 @@ fn send<I>(ctx: &XdpContext, l3: u32, ip_len: u32, head: Head<I>, pseudo: u64) -
         return Err(Counter::AdjustFailed);
     }
     resize(ctx, l3 + added + QUOTED)?;
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let link = frame.at::<Link>(0).ok_or(Counter::AdjustFailed)?;
     let ethernet: *mut Ethernet = link.cast();
     let answer = frame.at::<Head<I>>(l3).ok_or(Counter::AdjustFailed)?;

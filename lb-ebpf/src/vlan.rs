@@ -6,7 +6,7 @@ use lb_common::{
     wire::{Ethernet, Vlan, ethertype},
 };
 
-use crate::frame::{Frame, Link};
+use crate::frame::{self, Link};
 
 const ETHERNET_LEN: u32 = size_of::<Ethernet>() as u32;
 const TAG_LEN: u32 = size_of::<Vlan>() as u32;
@@ -36,7 +36,7 @@ pub fn retag(
     if unsafe { generated::bpf_xdp_adjust_head(ctx.ctx, delta) } != 0 {
         return Err(Counter::AdjustFailed);
     }
-    let frame = Frame::new(ctx);
+    let frame = frame::of(ctx);
     let ethernet = frame.at::<Ethernet>(0).ok_or(Counter::AdjustFailed)?;
     // SAFETY: `at` checked that each header lies in the frame.
     unsafe {

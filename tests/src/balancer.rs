@@ -1,7 +1,6 @@
 //! A running balancer.
 
 use std::{
-    fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -86,14 +85,13 @@ impl Balancer {
     ///
     /// If it cannot be written.
     pub fn write_config(&self, config: &str) -> Result<()> {
-        let mut text = config.to_owned();
-        if !config.lines().any(|line| line.trim() == "[api]") {
-            let (socket, pin_dir, listen) = (&self.socket, &self.pin_dir, http_listen(&self.host));
-            write!(
-                text,
-                "\n[api]\nsocket = {socket:?}\npin_dir = {pin_dir:?}\nhttp_listen = \"{listen}\"\n"
-            )?;
-        }
+        // Never the defaults: those are the machine's own.
+        let ours = format!("socket = {:?}\npin_dir = {:?}\n", self.socket, self.pin_dir);
+        let text = match config.split_once("[api]\n") {
+            None => format!("{config}\n[api]\n{ours}http_listen = \"{}\"\n", http_listen(&self.host)),
+            Some(_) if config.contains("pin_dir") => config.to_owned(),
+            Some((before, after)) => format!("{before}[api]\n{ours}{after}"),
+        };
         fs::write(&self.config, text).with_context(|| format!("cannot write {}", self.config.display()))
     }
 

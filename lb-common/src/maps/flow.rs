@@ -51,6 +51,8 @@ pub struct Flow {
 
 /// A FIN was seen: packets of this flow leave the established path.
 pub const FLOW_CLOSING: u16 = 1 << 0;
+/// Of a service with `mode = "dsr"`: only the MAC is rewritten, and the backend's packets do not come by us.
+pub const FLOW_DSR: u16 = 1 << 1;
 
 /// A slot of a port table: all that a packet from the backend needs. One cache line.
 ///

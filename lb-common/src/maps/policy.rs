@@ -127,6 +127,8 @@ pub const SERVICE_AFFINITY: u16 = 1 << 1;
 pub const SERVICE_ALLOW: u16 = 1 << 2;
 /// A new connection without a backend is dropped instead of reset (`no_backend = "drop"`).
 pub const SERVICE_DROP: u16 = 1 << 3;
+/// Backends hold the VIP and answer clients past us (`mode = "dsr"`).
+pub const SERVICE_DSR: u16 = 1 << 4;
 
 /// Key of `allow`, an LPM trie: the prefix length counts the 32 bits of the service number too.
 #[repr(C)]

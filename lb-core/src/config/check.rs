@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::diagnostic::{Sink, Span};
 use super::limits;
-use super::model::{Config, Service, VrrpVersion};
+use super::model::{Config, Mode, Service, VrrpVersion};
 use super::place::{Document, Step};
 
 /// Reports everything in `config` that does not fit together.
@@ -101,6 +101,9 @@ impl Checker<'_> {
             let place = self.in_backend(index, number, "address");
             self.sink.error(&place, other("address", format!("\"{}\"", backend.address)));
         }
+        if service.mode == Mode::Dsr {
+            self.dsr(index, service);
+        }
         let backends = || service.backends.iter().enumerate();
         self.unique(backends().map(|(n, b)| (&b.name, self.in_backend(index, n, "name"))), |name, line| {
             format!(
@@ -115,6 +118,28 @@ impl Checker<'_> {
                 )
             },
         );
+    }
+
+    /// Only the MAC is rewritten: what else would have to be is a mistake.
+    fn dsr(&self, index: usize, service: &Service) {
+        if service.source_address != service.vip {
+            let message = format!(
+                "`source_address` has no meaning with `mode = \"dsr\"`: \"{}\"; remove it: backends see the \
+                 clients' addresses",
+                service.source_address
+            );
+            self.sink.error(&self.in_service(index, "source_address"), message);
+        }
+        for (number, backend) in service.backends.iter().enumerate() {
+            if backend.address.port() != service.port {
+                let message = format!(
+                    "`address` has another port than the service: \"{}\"; `mode = \"dsr\"` rewrites no port, so \
+                     the backend must listen on port {} too",
+                    backend.address, service.port
+                );
+                self.sink.error(&self.in_backend(index, number, "address"), message);
+            }
+        }
     }
 
     /// An address of ours cannot also be a backend's.

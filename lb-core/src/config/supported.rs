@@ -2,7 +2,7 @@
 //! here, so that nothing is ever silently ignored. Whoever builds a missing piece deletes its lines.
 
 use super::diagnostic::Sink;
-use super::model::{Algorithm, Backend, Config, HealthKind, Mode, Service};
+use super::model::{Algorithm, Backend, Config, HealthKind, Service};
 use super::place::{Document, Step};
 use super::schema::{HEALTH, SERVICE, Schema};
 
@@ -80,9 +80,6 @@ fn refuse_in_backend(backend: &Backend, not_yet: &dyn Fn(&str, &str, &str)) {
 }
 
 fn refuse_in_service(service: &Service, not_yet: &dyn Fn(&str, &str, &str)) {
-    if service.mode == Mode::Dsr {
-        not_yet("mode", "`mode = \"dsr\"`", r#"write "nat""#);
-    }
     if service.algorithm != Algorithm::Maglev {
         not_yet("algorithm", &format!("`algorithm = \"{}\"`", service.algorithm), r#"write "maglev""#);
     }

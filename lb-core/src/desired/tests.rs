@@ -24,6 +24,10 @@ impl World for TestWorld {
         destination.to_string().ends_with(".10").then_some(HOP)
     }
 
+    fn direct_hop(&self, destination: IpAddr) -> Option<maps::NextHop> {
+        self.hop(destination).filter(|_| destination.is_ipv4())
+    }
+
     fn interfaces(&self) -> Vec<maps::Interface> {
         vec![maps::Interface { ifindex: 3, mtu: 1500, mac: HOP.source_mac }]
     }

@@ -126,6 +126,9 @@ fn add_service(service: &DesiredService, actual: &Actual, target: &mut Actual) -
     if service.no_backend == NoBackend::Drop {
         flags |= maps::SERVICE_DROP;
     }
+    if service.dsr {
+        flags |= maps::SERVICE_DSR;
+    }
     let entry = Service { seed: service.seed, vip: key.vip, port: key.port, flags, reserved: 0 };
     target.services.insert(number, entry);
     target.service_ports.insert(key, number);

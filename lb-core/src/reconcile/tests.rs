@@ -287,6 +287,7 @@ fn service(vip: IpAddr, port: u16, hosts: impl IntoIterator<Item = u8>) -> Desir
         vip,
         port,
         seed: Seed { key: [1, 2] },
+        dsr: false,
         affinity: Affinity::None,
         allow: Vec::new(),
         no_backend: NoBackend::Reset,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_core::{
-    config::Config,
+    config::{Config, Mode},
     desired::{self, BackendKey},
     health::State,
 };
@@ -263,6 +263,17 @@ impl Agent {
             .map(|backend| backend.address.ip())
             .collect();
         self.hops.look_up(self.network.handle(), &destinations).await;
+        let dsr = self.config.services.iter().filter(|service| service.mode == Mode::Dsr);
+        for backend in dsr.flat_map(|service| &service.backends) {
+            let address = backend.address.ip();
+            if self.hops.interface(address).is_some() && !self.hops.is_direct(address) {
+                warn!(
+                    backend = backend.name,
+                    "behind a router, where `mode = \"dsr\"` cannot reach it: only the MAC is rewritten, and the router \
+                     would send the packet back to the VIP; use `mode = \"nat\"`"
+                );
+            }
+        }
     }
 
     /// Joins the groups that neighbour solicitations for the VIPs are sent to.

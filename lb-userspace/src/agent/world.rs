@@ -30,6 +30,10 @@ impl World for View<'_> {
         self.0.hops.hop(self.0.network.mirror(), destination)
     }
 
+    fn direct_hop(&self, destination: IpAddr) -> Option<maps::NextHop> {
+        self.hop(destination).filter(|_| self.0.hops.is_direct(destination))
+    }
+
     fn interfaces(&self) -> Vec<maps::Interface> {
         attach::named(&self.0.config, self.0.network.mirror())
     }

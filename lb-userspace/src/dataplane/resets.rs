@@ -16,7 +16,7 @@ use aya::maps::MapError;
 use lb_common::{
     addr::{Addr, Port},
     claim::{Claim, ENDED, State},
-    maps::{Backend, Flow, FlowKey, Record, Service, age_ns, interface_slot},
+    maps::{Backend, Flow, FlowKey, Record, SERVICE_DSR, Service, age_ns, interface_slot},
 };
 use lb_core::{
     resets::{Schedule, Time},
@@ -252,7 +252,12 @@ impl DataPlane {
             if let Some((last_ack, edge)) = client_ack {
                 self.say_farewell(&client_side(&service, &record), last_ack, edge);
             }
-            self.say_farewell(&backend_side(&backend, ended.port), record.last_ack, record.edge);
+            if service.flags & SERVICE_DSR == 0 {
+                self.say_farewell(&backend_side(&backend, ended.port), record.last_ack, record.edge);
+            } else if let Some((last_ack, edge)) = client_ack {
+                // What the backend says is not seen; the client's own numbers are what it expects next.
+                self.say_farewell(&unseen_backend_side(&backend, &service, &record), edge, last_ack);
+            }
         }
         let lasted = |flow: &Flow| Duration::from_nanos(age_ns(flow.established, ended.at_ns));
         Some(EndedFlow {
@@ -403,6 +408,17 @@ fn backend_side(backend: &Backend, nat_port: u16) -> Way {
         tags: backend.hop.tags,
         from: End { address: backend.source, port: Port::new(nat_port) },
         to: End { address: backend.address, port: backend.port },
+    }
+}
+
+/// The same where the backend holds the VIP: it knows the client by its own address.
+fn unseen_backend_side(backend: &Backend, service: &Service, record: &Record) -> Way {
+    Way {
+        ifindex: backend.hop.ifindex,
+        mac: backend.hop.mac,
+        tags: backend.hop.tags,
+        from: End { address: record.client, port: record.client_port },
+        to: End { address: service.vip, port: service.port },
     }
 }
 

@@ -76,6 +76,11 @@ impl Hops {
         Some(NextHop { ifindex: route.ifindex, mac, source_mac, tags: [0; 2] })
     }
 
+    /// Whether no router lies between: frames go to the destination itself.
+    pub fn is_direct(&self, destination: IpAddr) -> bool {
+        matches!(self.routes.get(&destination), Some(Ok(route)) if route.neighbour == destination)
+    }
+
     /// The interface toward `destination`, whether or not its neighbour is known.
     pub fn interface(&self, destination: IpAddr) -> Option<u32> {
         Some(self.routes.get(&destination)?.as_ref().ok()?.ifindex)

@@ -115,6 +115,7 @@ pub fn desired(hosts: &[u8]) -> Desired {
             vip: VIP,
             port: PORT,
             seed: Seed { key: [1, 2] },
+            dsr: false,
             affinity: Affinity::None,
             allow: Vec::new(),
             no_backend: NoBackend::Reset,

@@ -168,15 +168,16 @@ impl Balancer {
         Ok(page)
     }
 
-    /// The sum of the metrics whose lines start so.
+    /// The sum of the metrics whose lines start so and contain `label`.
     ///
     /// # Errors
     ///
     /// If there is none.
-    pub fn metric(&self, start: &str) -> Result<f64> {
+    pub fn metric(&self, start: &str, label: &str) -> Result<f64> {
         let page = self.metrics()?;
-        let found: Vec<&str> = page.lines().filter(|line| line.starts_with(start)).collect();
-        ensure!(!found.is_empty(), "no {start} in {page}");
+        let found = page.lines().filter(|line| line.starts_with(start) && line.contains(label));
+        let found: Vec<&str> = found.collect();
+        ensure!(!found.is_empty(), "no {start} with {label} in {page}");
         let values = found.iter().map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<f64>());
         values.sum::<Result<f64, _>>().with_context(|| format!("a value of {start}"))
     }

@@ -250,7 +250,6 @@ fn what_this_release_lacks_is_refused_by_name() {
         ("\"maglev\"", "\"bounded\"", "bounded"),
         ("\"maglev\"", "\"least-conn\"", "least-conn"),
         ("kind = \"tcp\"", "kind = \"etcd\"", "etcd"),
-        ("port = 2379", "port = 2379\nmode = \"dsr\"", "dsr"),
         ("port = 2379", "port = 2379\nmax_flows_per_client = 5", "max_flows_per_client"),
     ] {
         let output = start(&scene, &standard().replacen(from, to, 1), plain);

@@ -239,7 +239,7 @@ fn the_flow_log_names_client_nat_port_and_backend() {
     drop(away);
     wait_lines(&path, 4);
 
-    let metric = |start| scene.balancer.metric(start).unwrap();
+    let metric = |start| scene.balancer.metric(start, "").unwrap();
     let handshakes = metric("etcd_lb_backend_handshake_seconds_count");
     assert!((handshakes - 3.0).abs() < 0.1, "{handshakes} handshakes");
     assert!(metric("etcd_lb_events_lost_total").abs() < 0.1);

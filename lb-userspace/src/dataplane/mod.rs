@@ -8,7 +8,7 @@
 //! | `apply.rs`, `maps.rs` | the policy maps, written by the plan of [`lb_core::reconcile`] and by nothing else |
 //! | `port_table.rs`, `shared.rs` | port tables and other maps in memory |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
-//! | `resets.rs`, `raw_socket.rs` | ending flows at both ends |
+//! | `resets.rs`, `farewell.rs`, `raw_socket.rs` | ending flows, and telling both ends |
 //! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `leaving.rs` | what is cleaned up about once a second |
 //! | `detach.rs` | removing it all |
@@ -26,6 +26,7 @@ mod debug_log;
 mod detach;
 mod device;
 mod error;
+mod farewell;
 mod flows;
 mod forward;
 mod layout;
@@ -64,8 +65,9 @@ pub use self::{
     census::{BackendCensus, Census},
     detach::{DetachReport, detach},
     error::Error,
+    farewell::EndedFlow,
     flows::{FlowFilter, FlowState, FlowView},
-    resets::{EndedFlow, Reason},
+    resets::Reason,
     rings::Ring,
     sweep::SweepReport,
     told::BackendPlace,

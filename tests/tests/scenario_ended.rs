@@ -9,7 +9,9 @@ use std::{
 };
 
 use etcd_lb_tests::{
-    Balancer, Config, Host, Lab, Topology, VIP, eventually, flow_log,
+    Balancer, Config, Host, Lab, Topology, VIP,
+    echo::BusyClients,
+    eventually, flow_log,
     held::{HeldClients, HeldServer},
 };
 use serde_json::Value;
@@ -70,6 +72,14 @@ impl Scene {
             serde_json::from_str(&self.balancer.cli(&["flows", "--backend", backend, "--json"]).unwrap())
                 .unwrap();
         list["flows"].as_array().unwrap().iter().filter(|flow| flow["state"] == "established").count() as u64
+    }
+
+    /// No RST was an end's own.
+    fn no_end_reset_any(&self) {
+        for end in ["backend", "client"] {
+            let resets = self.balancer.metric("etcd_lb_backend_resets_total", &format!("reason=\"{end}\""));
+            assert!(resets.unwrap() < 0.5, "{end}");
+        }
     }
 
     /// Holds log and metrics against the clients that saw their connections end, of whom there are `count`: `reason` is
@@ -144,10 +154,47 @@ fn each_way_to_end_flows_has_its_name_in_log_and_metrics() {
     scene.servers[1].freeze(true);
     scene.is_told("backend_down", on_second, &both, &mut known);
 
-    let known_before = known.len();
     let lines = flow_log::lines(&scene.log).unwrap();
     let closed = lines.iter().filter(|line| line["event"] == "closed").count();
-    assert_eq!(closed, known_before, "nothing is logged twice, under another reason");
+    assert_eq!(closed, known.len(), "nothing is logged twice, under another reason");
+    scene.no_end_reset_any();
+}
+
+#[test]
+fn busy_flows_are_ended_under_one_reason() {
+    let scene = scene("endedbusy", "");
+    let vip = (VIP, 2379).into();
+    let busy = BusyClients::start(&scene.client, vip, 40, Duration::from_millis(1)).unwrap();
+    busy.wait_progress(20, LIMIT).unwrap();
+    let on_first = scene.flows_of("etcd-1");
+    scene.balancer.cli(&["reset", "--backend", "etcd-1"]).unwrap();
+    let closed = |line: &Value| line["event"] == "closed";
+    let lines = flow_log::wait(&scene.log, on_first as usize, LIMIT, closed).unwrap();
+    busy.wait_progress(20, LIMIT).unwrap();
+    let of_command = lines.iter().filter(|line| line["reason"] == "command").count();
+    println!("{} busy flows ended, {of_command} by the command; {} broke", lines.len(), busy.broken());
+    assert_eq!([lines.len(), of_command, busy.broken()], [on_first as usize; 3]);
+    assert_eq!(flow_log::lines(&scene.log).unwrap().iter().filter(|line| closed(line)).count(), of_command);
+    scene.no_end_reset_any();
+}
+
+#[test]
+fn an_agent_that_is_stopped_tells_first() {
+    let mut scene = scene("endedstop", "");
+    let held = scene.hold(&scene.client, 1500);
+    let address = scene.client.address().to_string();
+    scene.balancer.cli(&["reset", "--client", &address]).unwrap();
+    let begun = Instant::now();
+    scene.balancer.stop().unwrap();
+    println!("{} knew when the agent had ended, after {:?}", held.ended().len(), begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(2), "promised for SIGTERM");
+    let closed = |line: &Value| line["event"] == "closed" && line["reason"] == "command";
+    assert_eq!(flow_log::wait(&scene.log, 1500, LIMIT, closed).unwrap().len(), 1500);
+    eventually(LIMIT, "every client knows", || {
+        anyhow::ensure!(held.ended().len() == 1500, "{} do", held.ended().len());
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

@@ -62,6 +62,11 @@ impl DataPlane {
         first
     }
 
+    /// Flows that were ended and whose ends were not told yet.
+    pub fn untold(&self) -> usize {
+        self.resets.schedule.untold()
+    }
+
     /// Takes the flow off the established path, and says farewell to both its ends. `None` if nothing is known of its
     /// backend any more.
     fn tell(&mut self, ended: &Ended, time: Time) -> Option<EndedFlow> {

@@ -17,6 +17,8 @@ use etcd_lb_tests::{
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(15);
+/// What a loaded machine may add.
+const NOISE: Duration = Duration::from_secs(2);
 const MEMBERS: [&str; 3] = ["etcd-1", "etcd-2", "etcd-3"];
 
 struct Scene {
@@ -138,7 +140,7 @@ fn each_way_to_end_flows_has_its_name_in_log_and_metrics() {
     let last = ends.map(|(_, at)| at).max().unwrap() - begun;
     println!("drain_timeout = 700 ms: the last client knew after {last:?}; the command took {asked:?}");
     assert!(last >= Duration::from_millis(700), "not before its time");
-    assert!(last <= asked + Duration::from_millis(700 + 100 + 200), "{last:?}");
+    assert!(last <= asked + Duration::from_millis(700 + 100) + NOISE, "{last:?}");
     scene.balancer.cli(&["undrain", "etcd-3"]).unwrap();
 
     let answer: Value = serde_json::from_str(&scene.balancer.cli(&["rebalance", "--json"]).unwrap()).unwrap();

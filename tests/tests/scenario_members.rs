@@ -22,7 +22,7 @@ const PROMISE: Duration = Duration::from_millis(500 + 2 * 500 + 100);
 /// A killed member's kernel ends its connections by itself.
 const KILLED: Duration = Duration::from_millis(100);
 /// What a loaded machine may add.
-const NOISE: Duration = Duration::from_millis(900);
+const NOISE: Duration = Duration::from_secs(2);
 /// Once everybody concerned knows, nobody else learns of anything for so long: longer than an election.
 const AFTERWARDS: Duration = Duration::from_millis(1500);
 

@@ -25,7 +25,7 @@ const MEMBERS: [&str; 3] = ["etcd-1", "etcd-2", "etcd-3"];
 /// interval + fall × timeout + 100 ms for 1,000 flows, with the config below.
 const PROMISE: Duration = Duration::from_millis(200 + 2 * 200 + 100);
 /// What a loaded machine may add.
-const NOISE: Duration = Duration::from_millis(900);
+const NOISE: Duration = Duration::from_secs(2);
 
 struct Scene {
     // Dropped in this order: what runs in the lab, then the lab.

@@ -94,6 +94,11 @@ impl<T: Copy> Schedule<T> {
         Some(earliest.max(self.next_ns))
     }
 
+    /// Flows that were not told yet.
+    pub fn untold(&self) -> usize {
+        self.fresh.len()
+    }
+
     /// The flows that are still to be told at least once more.
     pub fn waiting(&self) -> impl Iterator<Item = &T> {
         self.fresh.iter().chain(self.again.iter().flatten().map(|(_, flow)| flow))
@@ -157,8 +162,10 @@ mod tests {
         let mut schedule = Schedule::default();
         assert_eq!((schedule.take(0), schedule.due_ns()), (None, None));
         schedule.add('a');
+        assert_eq!(schedule.untold(), 1);
         let start = 5 * SECOND;
         assert_eq!(schedule.take(start), Some(('a', Time::First)));
+        assert_eq!(schedule.untold(), 0);
         assert_eq!((schedule.take(start), schedule.due_ns()), (None, Some(start + SECOND)));
         assert_eq!(schedule.take(start + SECOND - 1), None);
         assert_eq!(schedule.take(start + SECOND), Some(('a', Time::Again)));

@@ -1,9 +1,9 @@
 //! A running balancer.
 
 use std::{
-    fmt::Write as _,
     fs,
-    net::{IpAddr, SocketAddr},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::{CLIENT_PORT, Cluster, Host, Process, VIP, VIP6, eventually};
+use crate::{Host, Process, eventually};
 
 /// Environment variable that names the binary to test.
 pub const BIN_ENV: &str = "ETCD_LB_BIN";
@@ -36,7 +36,7 @@ pub struct Balancer {
 
 impl Balancer {
     /// Starts the balancer with this config, and waits until it is ready. A config without `[api]` gets one whose
-    /// socket and pins are the lab's.
+    /// socket, pins and HTTP listener are the lab's.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl Balancer {
         // Never the defaults: those are the machine's own.
         let ours = format!("socket = {:?}\npin_dir = {:?}\n", self.socket, self.pin_dir);
         let text = match config.split_once("[api]\n") {
-            None => format!("{config}\n[api]\n{ours}"),
+            None => format!("{config}\n[api]\n{ours}http_listen = \"{}\"\n", http_listen(&self.host)),
             Some(_) if config.contains("pin_dir") => config.to_owned(),
             Some((before, after)) => format!("{before}[api]\n{ours}{after}"),
         };
@@ -152,6 +152,34 @@ impl Balancer {
     pub fn status(&self) -> Result<Value> {
         let text = self.cli(&["status", "--json"])?;
         serde_json::from_str(&text).with_context(|| format!("status --json printed: {text}"))
+    }
+
+    /// What the HTTP listener of a config without `[api]` says.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be reached.
+    pub fn metrics(&self) -> Result<String> {
+        let listen = http_listen(&self.host);
+        let mut stream = self.host.run(|| TcpStream::connect_timeout(&listen, STOP_LIMIT))?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {listen}\r\nConnection: close\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page)
+    }
+
+    /// The sum of the metrics whose lines start so and contain `label`.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn metric(&self, start: &str, label: &str) -> Result<f64> {
+        let page = self.metrics()?;
+        let found = page.lines().filter(|line| line.starts_with(start) && line.contains(label));
+        let found: Vec<&str> = found.collect();
+        ensure!(!found.is_empty(), "no {start} with {label} in {page}");
+        let values = found.iter().map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<f64>());
+        values.sum::<Result<f64, _>>().with_context(|| format!("a value of {start}"))
     }
 
     /// The state of a backend in the first service that has it, as `status --json` names it.
@@ -269,56 +297,6 @@ pub fn binary() -> Result<PathBuf> {
         .with_context(|| format!("no etcd-lb beside {}; build it: cargo build -p etcd-lb", own.display()))
 }
 
-/// A config with one service, etcd on the VIP, checked over TLS, with the cluster's members as backends.
-pub fn config(host: &Host, cluster: &Cluster) -> String {
-    config_of(host, cluster, VIP.into(), crate::Member::client_address)
-}
-
-/// The same over IPv6.
-pub fn config_v6(host: &Host, cluster: &Cluster) -> String {
-    config_of(host, cluster, VIP6.into(), crate::Member::client_address_v6)
-}
-
-fn config_of(
-    host: &Host,
-    cluster: &Cluster,
-    vip: IpAddr,
-    address: impl Fn(&crate::Member) -> SocketAddr,
-) -> String {
-    let pki = &cluster.pki;
-    let mut text = format!(
-        r#"interface = {interface:?}
-
-[[service]]
-name = "etcd"
-vip = "{vip}"
-port = {CLIENT_PORT}
-algorithm = "maglev"
-
-  [service.health]
-  kind = "http"
-  interval = "500ms"
-  fast_interval = "100ms"
-  timeout = "500ms"
-  rise = 2
-  fall = 2
-  ca_file = {ca:?}
-  cert_file = {cert:?}
-  key_file = {key:?}
-"#,
-        interface = host.interface(),
-        ca = pki.ca,
-        cert = pki.client.cert,
-        key = pki.client.key,
-    );
-    for member in cluster.members() {
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "\n  [[service.backend]]\n  name = \"{}\"\n  address = \"{}\"\n",
-            member.name(),
-            address(member)
-        );
-    }
-    text
+fn http_listen(host: &Host) -> SocketAddr {
+    (host.address(), 9479).into()
 }

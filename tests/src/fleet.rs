@@ -113,6 +113,11 @@ impl Fleet {
         self.sessions().into_iter().filter(|session| session.broken.is_some()).collect()
     }
 
+    /// How many of the connections that live are on a member.
+    pub fn alive_on(&self, member: u64) -> usize {
+        self.alive().iter().filter(|session| session.member == member).count()
+    }
+
     /// The connections that live.
     pub fn alive(&self) -> Vec<Session> {
         self.sessions().into_iter().filter(|session| session.broken.is_none()).collect()

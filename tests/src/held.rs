@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -41,14 +41,14 @@ pub struct HeldServer {
 }
 
 impl HeldServer {
-    /// Listens on a port, and for health checks by HTTP on another.
+    /// Listens on a port of all addresses, and for health checks by HTTP on another.
     ///
     /// # Errors
     ///
     /// If a port is taken.
     pub fn start(host: &Host, port: u16, health_port: u16) -> Result<Self> {
         let listen = |port: u16| -> Result<TcpListener> {
-            let bound = host.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)));
+            let bound = host.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)));
             let listener = bound.with_context(|| format!("listening on {port} of {}", host.name()))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
@@ -115,9 +115,22 @@ impl HeldClients {
             socket.set_read_timeout(Some(Duration::from_secs(5)))?;
             socket.write_all(b"hello")?;
             socket.read_exact(&mut [0; 5]).context("no echo")?;
-            socket.set_nonblocking(true)?;
-            sockets.push((socket.local_addr()?.port(), socket));
+            sockets.push(socket);
         }
+        Self::watch(sockets)
+    }
+
+    /// Watches connections that are there, and that say nothing any more.
+    ///
+    /// # Errors
+    ///
+    /// If one has ended already.
+    pub fn watch(sockets: Vec<TcpStream>) -> Result<Self> {
+        let with_port = |socket: TcpStream| {
+            socket.set_nonblocking(true)?;
+            anyhow::Ok((socket.local_addr()?.port(), socket))
+        };
+        let mut sockets: Vec<_> = sockets.into_iter().map(with_port).collect::<Result<_>>()?;
         let ends = Ends::new(Mutex::new(sockets.iter().map(|(port, _)| (*port, None)).collect()));
         let stop = Arc::<AtomicBool>::default();
         let worker = thread::spawn({

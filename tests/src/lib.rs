@@ -17,9 +17,11 @@
 //! lab's namespaces are its own.
 
 pub mod balancer;
+pub mod config;
 pub mod echo;
 pub mod etcd;
 pub mod fleet;
+pub mod flow_log;
 pub mod frames;
 pub mod held;
 pub mod host;
@@ -36,6 +38,7 @@ pub mod topology;
 pub mod wait;
 
 pub use balancer::Balancer;
+pub use config::Config;
 pub use etcd::{Cluster, Member};
 pub use fleet::Fleet;
 pub use host::Host;

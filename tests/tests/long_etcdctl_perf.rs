@@ -3,7 +3,7 @@
 
 use std::{process::Stdio, time::Duration};
 
-use etcd_lb_tests::{Balancer, CLIENT_PORT, Cluster, Lab, Topology, VIP, balancer};
+use etcd_lb_tests::{Balancer, CLIENT_PORT, Cluster, Config, Lab, Topology, VIP};
 
 const ROUNDS: usize = 2;
 
@@ -32,7 +32,7 @@ fn check_perf_through_the_vip_beside_direct() {
     let lab = Lab::start("perf", &Topology::standard().without("lb2").without("client-2")).unwrap();
     let cluster = Cluster::start(&lab).unwrap();
     let host = lab.host("lb1");
-    let balancer = Balancer::start(host, &balancer::config(host, &cluster)).unwrap();
+    let balancer = Balancer::start(host, &Config::etcd(host, &cluster).text()).unwrap();
     for member in cluster.members() {
         balancer.wait_backend(member.name(), "healthy", Duration::from_secs(15)).unwrap();
     }

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use etcd_lb::dataplane::Reason;
 use etcd_lb_tests::frames::{Program, scene::*};
 use lb_common::{counters::Counter, maps::*};
 
@@ -45,17 +46,13 @@ fn instructions_and_memory_are_within_the_budget() {
 #[test]
 fn the_docs_have_a_row_for_each_counter() {
     let docs = include_str!("../../docs/counters.md");
-    for counter in Counter::ALL {
-        assert!(
-            docs.contains(&format!("`{}`", counter.name())),
-            "docs/counters.md lacks `{}`",
-            counter.name()
-        );
+    // Which end reset a connection, or why the balancer did.
+    let resets = ["backend", "client"].into_iter().chain(Reason::ALL.map(Reason::name));
+    let names: Vec<&str> = Counter::ALL.iter().map(|counter| counter.name()).chain(resets).collect();
+    for name in &names {
+        assert!(docs.contains(&format!("`{name}`")), "docs/counters.md lacks `{name}`");
     }
     for name in docs.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()) {
-        assert!(
-            Counter::ALL.iter().any(|counter| counter.name() == name),
-            "docs/counters.md knows `{name}` alone"
-        );
+        assert!(names.contains(&name), "docs/counters.md knows `{name}` alone");
     }
 }

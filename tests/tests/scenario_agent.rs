@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    Balancer, Host, Lab, Topology, VIP,
+    Balancer, Config, Host, Lab, Topology, VIP,
     echo::{BusyClients, EchoServer},
     eventually,
 };
@@ -35,7 +35,7 @@ fn scene(name: &str, topology: &Topology) -> Scene {
         .into_iter()
         .collect();
     let host = lab.host("lb1");
-    let balancer = Balancer::start(host, &config(host, &servers, "")).unwrap();
+    let balancer = Balancer::start(host, &config(host, &servers)).unwrap();
     for server in &servers {
         balancer.wait_backend(&server.address().to_string(), "healthy", LIMIT).unwrap();
     }
@@ -46,17 +46,8 @@ fn small() -> Topology {
     Topology::standard().without("lb2").without("client-2")
 }
 
-fn config(host: &Host, servers: &[EchoServer], top: &str) -> String {
-    let mut text = format!(
-        "interface = {:?}\n{top}[[service]]\nname = \"echo\"\nvip = \"{VIP}\"\nport = 2379\nalgorithm = \"maglev\"\n\
-         on_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\ninterval = \"200ms\"\nfast_interval = \"50ms\"\n\
-         timeout = \"200ms\"\n",
-        host.interface()
-    );
-    for server in servers {
-        text += &format!("[[service.backend]]\naddress = \"{}\"\n", server.address());
-    }
-    text
+fn config(host: &Host, servers: &[EchoServer]) -> String {
+    Config::echo(host).addresses(servers.iter().map(EchoServer::address)).text()
 }
 
 /// Pings the VIP 500 times a second until it is stopped; the XDP program answers each, so a lost one is a lost packet.
@@ -231,7 +222,7 @@ fn killed_again_and_again_while_it_starts() {
 #[test]
 fn reloaded_under_load_with_good_and_bad_files() {
     let mut scene = scene("reload", &small());
-    let good = config(scene.balancer.host(), &scene.servers, "");
+    let good = config(scene.balancer.host(), &scene.servers);
     under_load(&mut scene, "30 reloads, half of them bad", |scene, _| {
         for round in 0..30 {
             if round % 2 == 0 {

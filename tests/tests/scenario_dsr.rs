@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    Balancer, Host, Lab, Topology, VIP, VIP6,
+    Balancer, Config, Host, Lab, Topology, VIP, VIP6,
     echo::{BusyClients, EchoServer},
     eventually,
 };
@@ -42,23 +42,11 @@ fn prepare(host: &Host, commands: &[Vec<String>]) {
 }
 
 fn config(host: &Host, vip: IpAddr, servers: &[EchoServer]) -> String {
-    let mut text = format!(
-        "interface = {:?}\n[api]\nhttp_listen = \"127.0.0.1:9479\"\n[[service]]\nname = \"echo\"\nvip = \"{vip}\"\n\
-         port = 2379\nmode = \"dsr\"\nalgorithm = \"maglev\"\n[service.health]\nkind = \"tcp\"\n\
-         interval = \"200ms\"\nfast_interval = \"100ms\"\ntimeout = \"200ms\"\n",
-        host.interface()
-    );
-    for (name, server) in MEMBERS.iter().zip(servers) {
-        let address = if vip.is_ipv4() { server.address() } else { server.address_v6() };
-        text += &format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\n");
-    }
-    text
-}
-
-fn metric(host: &Host, name: &str, label: &str) -> f64 {
-    let text = host.output("curl", &["-s", "http://127.0.0.1:9479/metrics"]).unwrap();
-    let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    let config = Config::tcp(host).name("echo").vip(vip).service("mode = \"dsr\"");
+    let add = |config: Config, (name, server): (&&str, &EchoServer)| {
+        config.backend(name, if vip.is_ipv4() { server.address() } else { server.address_v6() })
+    };
+    MEMBERS.iter().zip(servers).fold(config, add).text()
 }
 
 fn clients_meet_backends(vip: IpAddr, lab_name: &str) {
@@ -88,12 +76,12 @@ fn clients_meet_backends(vip: IpAddr, lab_name: &str) {
     assert_eq!(spread.iter().sum::<usize>(), BUSY, "backends see the client's own address");
     assert!(spread.iter().all(|count| *count > 0), "every backend serves");
     let (toward, back) = (
-        metric(host, "etcd_lb_backend_packets_total", "direction=\"in\""),
-        metric(host, "etcd_lb_backend_packets_total", "direction=\"out\""),
+        balancer.metric("etcd_lb_backend_packets_total", "direction=\"in\"").unwrap(),
+        balancer.metric("etcd_lb_backend_packets_total", "direction=\"out\"").unwrap(),
     );
     println!("packets toward backends {toward}, toward clients {back}");
     assert!(toward > 1000.0 && back == 0.0, "answers do not come by the balancer");
-    assert_eq!(metric(host, "etcd_lb_backend_flows", ""), BUSY as f64);
+    assert_eq!(balancer.metric("etcd_lb_backend_flows", "").unwrap(), BUSY as f64);
 
     // A member's host vanishes: its connections, and no others, are reset.
     let victim = spread.iter().enumerate().max_by_key(|(_, count)| **count).unwrap().0;
@@ -122,7 +110,7 @@ fn clients_meet_backends(vip: IpAddr, lab_name: &str) {
     let broken = busy.finish().iter().filter(|outcome| outcome.broken.is_some()).count();
     assert_eq!(broken, spread[victim], "no other connection breaks");
     eventually(LIMIT, "closed connections leave the table", || {
-        let flows = metric(host, "etcd_lb_backend_flows", "");
+        let flows = balancer.metric("etcd_lb_backend_flows", "").unwrap();
         ensure!(flows == 0.0, "{flows} flows");
         Ok(())
     })

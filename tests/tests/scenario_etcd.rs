@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Fleet, Host, Lab, Topology, VIP, balancer,
+    Balancer, CLIENT_PORT, Cluster, Config, Fleet, Host, Lab, Topology, VIP,
     echo::{BusyClients, EchoServer},
     eventually,
     fleet::{Options, Session},
@@ -41,7 +41,7 @@ fn scene(name: &str, more: impl FnOnce(&Lab) -> String) -> Scene {
     let lab = Lab::start(name, &Topology::standard().without("lb2").without("client-2")).unwrap();
     let cluster = Cluster::start(&lab).unwrap();
     let host = lab.host("lb1");
-    let config = balancer::config(host, &cluster) + &more(&lab);
+    let config = Config::etcd(host, &cluster).text() + &more(&lab);
     let balancer = Balancer::start(host, &config).unwrap();
     for member in cluster.members() {
         balancer.wait_backend(member.name(), "healthy", LIMIT).unwrap();
@@ -192,17 +192,11 @@ fn a_drained_member_gets_no_new_connections_and_keeps_its_own() {
 #[test]
 fn one_vip_with_two_services() {
     let scene = scene("two", |lab| {
-        let mut text = format!(
-            "\n[[service]]\nname = \"apiserver\"\nvip = \"{VIP}\"\nport = 6443\nalgorithm = \"maglev\"\n\
-             on_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\n"
-        );
-        for name in ["etcd-1", "etcd-2"] {
-            text += &format!(
-                "[[service.backend]]\nname = \"api-{name}\"\naddress = \"{}:6443\"\n",
-                lab.host(name).address()
-            );
-        }
-        text
+        let config = Config::echo(lab.host("lb1")).name("apiserver").port(6443);
+        let add = |config: Config, name: &str| {
+            config.backend(&format!("api-{name}"), (lab.host(name).address(), 6443).into())
+        };
+        ["etcd-1", "etcd-2"].into_iter().fold(config, add).service_text()
     });
     let servers = ["etcd-1", "etcd-2"].map(|name| EchoServer::start(scene.lab.host(name), 6443).unwrap());
     for name in ["api-etcd-1", "api-etcd-2"] {
@@ -228,8 +222,8 @@ fn native_and_generic_mode_seen_from_outside() {
         let lab = Lab::start("mode", &Topology::standard().without("lb2").without("client-2")).unwrap();
         let server = EchoServer::start(lab.host("etcd-1"), 2379).unwrap();
         let host = lab.host("lb1");
-        let config = format!("xdp_mode = \"{mode}\"\n") + &echo_config(host, &[server.address()]);
-        let balancer = Balancer::start(host, &config).unwrap();
+        let config = Config::echo(host).top(&format!("xdp_mode = \"{mode}\"")).addresses([server.address()]);
+        let balancer = Balancer::start(host, &config.text()).unwrap();
         balancer.wait_backend(&server.address().to_string(), "healthy", LIMIT).unwrap();
         let link = host.output("ip", &["link", "show", "dev", host.interface()]).unwrap();
         let words: Vec<&str> = link.split_whitespace().collect();
@@ -246,19 +240,6 @@ fn native_and_generic_mode_seen_from_outside() {
         busy.wait_progress(100, LIMIT).unwrap();
         assert_eq!(busy.broken(), 0);
     }
-}
-
-/// A config whose service is plain TCP on port 2379.
-fn echo_config(host: &Host, backends: &[SocketAddr]) -> String {
-    let mut text = format!(
-        "interface = {:?}\n[[service]]\nname = \"echo\"\nvip = \"{VIP}\"\nport = 2379\nalgorithm = \"maglev\"\n\
-         on_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"200ms\"\n",
-        host.interface()
-    );
-    for backend in backends {
-        text += &format!("[[service.backend]]\naddress = \"{backend}\"\n");
-    }
-    text
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use etcd_lb_tests::{
-    Balancer, Host, Lab, Topology, VIP,
+    Balancer, Config, Host, Lab, Topology, VIP,
     echo::{BusyClients, EchoServer},
     eventually,
 };
@@ -39,24 +39,6 @@ fn series(metrics: &str, start: &str) -> f64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-fn config(host: &Host, lab: &Lab, servers: &[EchoServer], service: &str) -> String {
-    let mut text = format!(
-        "interface = {:?}\n[[service]]\nname = \"echo\"\nvip = \"{VIP}\"\nport = 2379\nalgorithm = \"maglev\"\n{service}\
-         on_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\ninterval = \"200ms\"\nfast_interval = \"50ms\"\n\
-         timeout = \"200ms\"\n",
-        host.interface()
-    );
-    for (number, server) in servers.iter().enumerate() {
-        text += &format!("[[service.backend]]\nname = \"b{number}\"\naddress = \"{}\"\n", server.address());
-    }
-    let run = lab.dir().join("run");
-    let pins = lab.bpffs().join(host.name());
-    text + &format!(
-        "[api]\nsocket = {:?}\npin_dir = {pins:?}\nhttp_listen = \"{LISTEN}\"\n",
-        run.join("lb1.sock")
-    )
-}
-
 struct Scene {
     balancer: Balancer,
     servers: Vec<EchoServer>,
@@ -70,7 +52,8 @@ fn scene(name: &str, service: &str) -> Scene {
         .map(|name| EchoServer::start(lab.host(name), 2379).unwrap())
         .collect();
     let host = lab.host("lb1");
-    let balancer = Balancer::start(host, &config(host, &lab, &servers, service)).unwrap();
+    let config = Config::echo(host).service(service).numbered(servers.iter().map(EchoServer::address));
+    let balancer = Balancer::start(host, &config.text()).unwrap();
     for name in ["b0", "b1"] {
         balancer.wait_backend(name, "healthy", LIMIT).unwrap();
     }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Fleet, Host, Lab, Topology, VIP6, balancer,
+    Balancer, CLIENT_PORT, Cluster, Config, Fleet, Host, Lab, Topology, VIP6,
     echo::{BusyClients, EchoServer},
     eventually,
     fleet::Options,
@@ -40,7 +40,7 @@ fn etcd_through_the_ipv6_vip() {
     let lab = Lab::start("etcd6", &small()).unwrap();
     let mut cluster = Cluster::start(&lab).unwrap();
     let host = lab.host("lb1");
-    let balancer = Balancer::start(host, &balancer::config_v6(host, &cluster)).unwrap();
+    let balancer = Balancer::start(host, &Config::etcd_v6(host, &cluster).text()).unwrap();
     for member in cluster.members() {
         balancer.wait_backend(member.name(), "healthy", LIMIT).unwrap();
     }
@@ -86,16 +86,11 @@ fn busy_connections_and_pings_survive_the_agent() {
     let servers: Vec<EchoServer> =
         ["etcd-1", "etcd-2", "etcd-3"].map(|name| EchoServer::start(lab.host(name), 2379).unwrap()).into();
     let host = lab.host("lb1");
-    let mut text = format!(
-        "interface = {:?}\n[[service]]\nname = \"echo\"\nvip = \"{VIP6}\"\nport = 2379\nalgorithm = \"maglev\"\n\
-         allow = [\"fd00:1::20/123\"]\non_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\n\
-         interval = \"200ms\"\ntimeout = \"200ms\"\n",
-        host.interface()
-    );
-    for server in &servers {
-        text += &format!("[[service.backend]]\naddress = \"{}\"\n", server.address_v6());
-    }
-    let mut balancer = Balancer::start(host, &text).unwrap();
+    let config = Config::echo(host)
+        .vip(VIP6)
+        .service("allow = [\"fd00:1::20/123\"]")
+        .addresses(servers.iter().map(EchoServer::address_v6));
+    let mut balancer = Balancer::start(host, &config.text()).unwrap();
     for server in &servers {
         balancer.wait_backend(&server.address_v6().to_string(), "healthy", LIMIT).unwrap();
     }
@@ -143,12 +138,7 @@ fn a_vip_that_another_host_has_is_refused() {
     let address = format!("{VIP6}/64");
     other.output("ip", &["address", "add", &address, "dev", other.interface(), "nodad"]).unwrap();
     let host = lab.host("lb1");
-    let text = format!(
-        "interface = {:?}\n[[service]]\nname = \"echo\"\nvip = \"{VIP6}\"\nport = 2379\nalgorithm = \"maglev\"\n\
-         on_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\n[[service.backend]]\naddress = \"{}\"\n",
-        host.interface(),
-        server.address_v6()
-    );
+    let text = Config::echo(host).vip(VIP6).addresses([server.address_v6()]).text();
     let balancer = Balancer::prepare(host, &text).unwrap();
     let output = balancer.cli_command().args(["run", "--config"]).arg(balancer.config()).output().unwrap();
     let said =

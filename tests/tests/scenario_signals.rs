@@ -16,10 +16,11 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Fleet, Host, Lab, Topology, VIP, balancer,
+    Balancer, CLIENT_PORT, Cluster, Config, Fleet, Host, Lab, Topology, VIP,
     echo::{BusyClients, EchoServer},
     eventually,
     fleet::Options,
+    flow_log,
     frames::TcpFrame,
     packet::RawSocket,
 };
@@ -28,7 +29,6 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(15);
-const LISTEN: &str = "10.0.1.2:9479";
 
 fn vip() -> SocketAddr {
     (VIP, CLIENT_PORT).into()
@@ -36,21 +36,6 @@ fn vip() -> SocketAddr {
 
 fn small() -> Topology {
     Topology::standard().without("lb2").without("client-2")
-}
-
-/// Plain TCP behind the VIP; `top` stands above all sections.
-fn config(lab: &Lab, servers: &[EchoServer], top: &str) -> String {
-    let host = lab.host("lb1");
-    let mut text = format!(
-        "interface = {:?}\n{top}[[service]]\nname = \"echo\"\nvip = \"{VIP}\"\nport = {CLIENT_PORT}\nalgorithm = \"maglev\"\n\
-         on_backend_down = \"keep\"\n[service.health]\nkind = \"tcp\"\ninterval = \"200ms\"\nfast_interval = \"50ms\"\n\
-         timeout = \"200ms\"\n",
-        host.interface()
-    );
-    for (number, server) in servers.iter().enumerate() {
-        text += &format!("[[service.backend]]\nname = \"b{number}\"\naddress = \"{}\"\n", server.address());
-    }
-    text
 }
 
 struct Scene {
@@ -69,8 +54,9 @@ fn scene(name: &str, mtu: Option<u32>, top: impl FnOnce(&Lab) -> String) -> Scen
         .into_iter()
         .map(|name| EchoServer::start(lab.host(name), CLIENT_PORT).unwrap())
         .collect();
-    let config = config(&lab, &servers, &top(&lab));
-    let balancer = Balancer::start(lab.host("lb1"), &config).unwrap();
+    let config =
+        Config::echo(lab.host("lb1")).top(&top(&lab)).numbered(servers.iter().map(EchoServer::address));
+    let balancer = Balancer::start(lab.host("lb1"), &config.text()).unwrap();
     for number in 0..servers.len() {
         balancer.wait_backend(&format!("b{number}"), "healthy", LIMIT).unwrap();
     }
@@ -127,7 +113,8 @@ fn kill_a_member(name: &str, established: bool) {
     let lab = Lab::start(name, &small()).unwrap();
     let mut cluster = Cluster::start(&lab).unwrap();
     // So that only what the data plane sees can be as fast as promised.
-    let config = balancer::config(lab.host("lb1"), &cluster).replace("\"500ms\"\n  fast", "\"5s\"\n  fast");
+    let config = Config::etcd(lab.host("lb1"), &cluster).text();
+    let config = config.replace("\ninterval = \"500ms\"", "\ninterval = \"5s\"");
     assert!(config.contains("interval = \"5s\""), "{config}");
     let balancer = Balancer::start(lab.host("lb1"), &config).unwrap();
     for member in cluster.members() {
@@ -187,19 +174,9 @@ fn a_member_that_dies_with_established_connections_is_down_at_once() {
     kill_a_member("dies_busy", true);
 }
 
-fn lines(path: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// Waits for `count` lines.
+/// Waits for `count` lines of the flow log.
 fn wait_lines(path: &Path, count: usize) -> Vec<Value> {
-    eventually(LIMIT, "lines of the flow log", || {
-        let lines = lines(path);
-        ensure!(lines.len() >= count, "{} of {count}", lines.len());
-        Ok(lines)
-    })
-    .unwrap()
+    flow_log::wait(path, count, LIMIT, |_| true).unwrap()
 }
 
 /// A connection through the VIP that has been used.
@@ -211,27 +188,12 @@ fn connect(client: &Host) -> TcpStream {
     stream
 }
 
-fn metric(host: &Host, start: &str) -> f64 {
-    let mut stream = host.run(|| TcpStream::connect(LISTEN)).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {LISTEN}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).unwrap();
-    let found: Vec<&str> = page.lines().filter(|line| line.starts_with(start)).collect();
-    assert!(!found.is_empty(), "no {start} in {page}");
-    found.iter().map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
-}
-
 #[test]
 fn the_flow_log_names_client_nat_port_and_backend() {
     let mut scene = scene("flow_log", None, |lab| {
         format!("flow_log = {:?}\n", lab.dir().join("run").join("flows.jsonl"))
     });
     let path = scene.lab.dir().join("run").join("flows.jsonl");
-    let config = std::fs::read_to_string(scene.balancer.config()).unwrap();
-    scene.balancer.stop().unwrap();
-    scene.balancer.write_config(&format!("{config}http_listen = {LISTEN:?}\n")).unwrap();
-    scene.balancer.run().unwrap();
-
     let stream = connect(&scene.client);
     let local = stream.local_addr().unwrap();
     let seen = wait_lines(&path, 1);
@@ -265,7 +227,7 @@ fn the_flow_log_names_client_nat_port_and_backend() {
     .unwrap();
     drop(connect(&scene.client));
     wait_lines(&path, 2);
-    assert_eq!(lines(&rotated).len(), 2);
+    assert_eq!(flow_log::lines(&rotated).unwrap().len(), 2);
 
     // What happens while no agent runs is logged by the next one.
     scene.balancer.kill().unwrap();
@@ -277,11 +239,11 @@ fn the_flow_log_names_client_nat_port_and_backend() {
     drop(away);
     wait_lines(&path, 4);
 
-    let host = scene.balancer.host();
-    let handshakes = metric(host, "etcd_lb_backend_handshake_seconds_count");
+    let metric = |start| scene.balancer.metric(start, "").unwrap();
+    let handshakes = metric("etcd_lb_backend_handshake_seconds_count");
     assert!((handshakes - 3.0).abs() < 0.1, "{handshakes} handshakes");
-    assert!(metric(host, "etcd_lb_events_lost_total").abs() < 0.1);
-    assert!(metric(host, "etcd_lb_flow_log_lines_lost_total").abs() < 0.1);
+    assert!(metric("etcd_lb_events_lost_total").abs() < 0.1);
+    assert!(metric("etcd_lb_flow_log_lines_lost_total").abs() < 0.1);
 }
 
 #[test]

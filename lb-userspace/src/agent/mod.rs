@@ -18,6 +18,7 @@ mod fit;
 mod flow_log;
 pub mod lock;
 pub mod log;
+mod memory;
 mod notify;
 mod reload;
 mod report;
@@ -27,7 +28,7 @@ mod state;
 mod told;
 mod world;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Instant};
 
 use tokio::{
     select,
@@ -38,7 +39,7 @@ use tokio::{
 use tracing::{error, info};
 
 use self::{error::Error, notify::Notifier, state::Agent, told::Rings};
-use crate::{api::Command, dataplane::monotonic_ns};
+use crate::api::Command;
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
@@ -54,6 +55,10 @@ const SWEEP_PACE: Duration = Duration::from_secs(1);
 /// Between two looks at routes, neighbours and interfaces beyond what netlink reported. The kernel calls a neighbour
 /// stale after 15 to 45 s (`base_reachable_time_ms`, arp(7)).
 const REFRESH_PACE: Duration = Duration::from_secs(5);
+
+/// How long the end of the agent waits until the ends of flows that it ended are told, 10,000 a second. SIGTERM takes 2 s at
+/// most.
+const LAST_RESETS: Duration = Duration::from_secs(1);
 
 /// Runs the agent until a signal ends it.
 ///
@@ -90,7 +95,7 @@ async fn turn(
             events = rings.events.next() => agent.on_events(&events),
             Some(command) = commands.recv() => agent.on_command(command).await,
             _ = sweep.tick() => agent.sweep(),
-            () = resets::due(agent.plane.tell_ended_at_ns()) => agent.plane.tell_ended(monotonic_ns()),
+            () = resets::due(agent.plane.resets_due_ns()) => agent.end_flows(),
             _ = refresh.tick() => agent.refresh().await,
             () = tick(watchdog.as_mut()) => agent.notifier.send("WATCHDOG=1"),
             Some(()) = reload.recv() => {
@@ -105,9 +110,14 @@ async fn turn(
     }
 }
 
-/// A clean end: nothing is taken back.
-fn end(agent: &Agent, signal: &str) -> Result<(), Error> {
+/// A clean end: nothing is taken back, and what was begun is done as far as the time allows.
+fn end(agent: &mut Agent, signal: &str) -> Result<(), Error> {
     agent.notifier.send("STOPPING=1");
+    let begun = Instant::now();
+    while agent.plane.untold() > 0 && begun.elapsed() < LAST_RESETS {
+        agent.end_flows();
+        std::thread::sleep(Duration::from_millis(1));
+    }
     if agent.serving {
         info!(
             signal,

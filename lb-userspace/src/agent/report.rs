@@ -17,7 +17,7 @@ use crate::{
         status::{BackendStatus, FlowTableStatus, InterfaceStatus, Role, ServiceStatus, Status},
         timestamp,
     },
-    dataplane::{BackendCensus, FlowFilter, FlowState, FlowView},
+    dataplane::{BackendCensus, FlowFilter, FlowState, FlowView, Reason},
     probe::Check,
 };
 
@@ -256,6 +256,7 @@ impl Agent {
             handshakes: number.and_then(|number| self.plane.handshakes(number).ok()).unwrap_or_default(),
             unanswered: number.map_or(0, |number| self.plane.unanswered(number)),
             nat_ports: self.backend_flows(&key).nat_ports_used().into(),
+            ended: Reason::ALL.map(|why| number.map_or(0, |number| self.plane.ended_flows(number, why))),
             checks: check.map_or_else(Default::default, |check| *check.figures()),
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     dataplane::{Reason, monotonic_ns},
 };
 
-/// Waits until flows that were ended are to be told; for ever if there are none.
+/// Waits until flows are to be ended, or the ends of those that were are to be told; for ever if there are none.
 pub(super) async fn due(at_ns: Option<u64>) {
     match at_ns {
         Some(at) => tokio::time::sleep(Duration::from_nanos(at.saturating_sub(monotonic_ns()))).await,
@@ -25,6 +25,16 @@ pub(super) async fn due(at_ns: Option<u64>) {
 }
 
 impl Agent {
+    /// Ends flows whose `drain_timeout` is over, and goes on with telling the ends of those that were ended.
+    pub(super) fn end_flows(&mut self) {
+        let now_ns = monotonic_ns();
+        if self.plane.end_drained(now_ns) > 0 {
+            self.census_at = None;
+        }
+        let ended = self.plane.tell_ended(now_ns);
+        self.log_ended(&ended);
+    }
+
     /// Resets the flows of the backends that are down while another one is healthy.
     pub(super) fn reset_due(&mut self) {
         for (key, service, backend) in self.due_for_reset() {

@@ -10,6 +10,7 @@ use super::{
     error::Error,
     files, fit,
     lock::Locks,
+    memory,
     notify::Notifier,
     state::Agent,
     told::{Rings, Told},
@@ -76,6 +77,7 @@ impl Agent {
         self.serving = true;
         self.announce_if_moved();
         self.announce();
+        memory::give_back();
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use super::{
     flow_log::{FlowLog, Line, time_ms},
     state::Agent,
 };
-use crate::dataplane::{self, BackendPlace, DataPlane, Ring, monotonic_ns};
+use crate::dataplane::{self, BackendPlace, DataPlane, EndedFlow, Ring, monotonic_ns};
 
 /// The least time between two warnings about one foreign MAC, and between two answers to its claims.
 const CONFLICT_PACE: Duration = Duration::from_secs(1);
@@ -93,19 +93,47 @@ impl Agent {
         }
     }
 
-    /// Flows began or ended.
+    /// Flows began, or were ended by their ends.
     pub(super) fn on_events(&mut self, events: &[FlowEvent]) {
+        let flow = |event: &FlowEvent| {
+            let closed = event.kind == EVENT_CLOSED;
+            Some(Logged {
+                place: self.plane.place_of(event.backend)?,
+                client: SocketAddr::new(event.client.to_ip(), event.client_port.get()),
+                nat_port: event.nat_port.get(),
+                at_ns: event.at,
+                end: closed.then(|| End {
+                    lasted: Some(Duration::from_nanos(age_ns(event.established, event.at))),
+                    reason: reason(event.why),
+                }),
+            })
+        };
+        self.log(events.iter().filter_map(flow));
+    }
+
+    /// Flows were ended by the agent.
+    pub(super) fn log_ended(&self, flows: &[EndedFlow]) {
+        self.log(flows.iter().map(|flow| Logged {
+            place: flow.place,
+            client: flow.client,
+            nat_port: flow.nat_port,
+            at_ns: flow.at_ns,
+            end: Some(End { lasted: flow.lasted, reason: Some(flow.reason.name()) }),
+        }));
+    }
+
+    fn log(&self, flows: impl Iterator<Item = Logged>) {
         let Some(log) = &self.told.log else { return };
         let (now, now_ns) = (SystemTime::now(), monotonic_ns());
-        let lines: Vec<_> = events
-            .iter()
-            .filter_map(|event| {
-                let place = self.plane.place_of(event.backend)?;
-                let at = now.checked_sub(Duration::from_nanos(now_ns.saturating_sub(event.at)));
-                Some(line(&self.config, event, &place, at.unwrap_or(now)))
+        let lines: Vec<_> = flows
+            .map(|flow| {
+                let at = now.checked_sub(Duration::from_nanos(now_ns.saturating_sub(flow.at_ns)));
+                line(&self.config, &flow, at.unwrap_or(now))
             })
             .collect();
-        log.write(&lines);
+        if !lines.is_empty() {
+            log.write(&lines);
+        }
     }
 
     fn on_suspect(&mut self, signal: &Signal) {
@@ -164,24 +192,40 @@ fn is_due(last: &mut Option<Instant>, pace: Duration) -> bool {
     due
 }
 
-fn line<'a>(config: &'a Config, event: &FlowEvent, place: &BackendPlace, at: SystemTime) -> Line<'a> {
+/// A flow that began or ended.
+struct Logged {
+    place: BackendPlace,
+    client: SocketAddr,
+    nat_port: u16,
+    /// ns of [`monotonic_ns`].
+    at_ns: u64,
+    end: Option<End>,
+}
+
+struct End {
+    lasted: Option<Duration>,
+    reason: Option<&'static str>,
+}
+
+fn line<'a>(config: &'a Config, flow: &Logged, at: SystemTime) -> Line<'a> {
+    let Logged { place, end, .. } = flow;
     let mut services = config.services.iter();
     let service = services.find(|s| (s.vip, s.port) == (place.service.ip(), place.service.port()));
     let backend = service.and_then(|s| s.backends.iter().find(|b| b.address == place.backend));
-    let closed = event.kind == EVENT_CLOSED;
+    let millis = |lasted: Duration| u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX);
     Line {
         time: time_ms(at),
-        event: if closed { "closed" } else { "established" },
-        client: SocketAddr::new(event.client.to_ip(), event.client_port.get()).to_string(),
+        event: if end.is_some() { "closed" } else { "established" },
+        client: flow.client.to_string(),
         // What has left the config has no name any more; its address stands beside it.
         service: service.map_or("", |service| &service.name),
         vip: place.service.to_string(),
         source: place.source.to_string(),
-        nat_port: event.nat_port.get(),
+        nat_port: flow.nat_port,
         backend: backend.map_or("", |backend| &backend.name),
         backend_address: place.backend.to_string(),
-        duration_ms: closed.then(|| age_ns(event.established, event.at) / 1_000_000),
-        reason: closed.then(|| reason(event.why)).flatten(),
+        duration_ms: end.as_ref().and_then(|end| end.lasted).map(millis),
+        reason: end.as_ref().and_then(|end| end.reason),
     }
 }
 

@@ -8,6 +8,7 @@ use lb_common::{
 };
 
 use super::status::{BACKEND_STATES, Role, Status};
+use crate::dataplane::Reason;
 
 /// What the metrics are made of.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ pub struct BackendFigures {
     pub unanswered: u64,
     /// NAT ports that are not free.
     pub nat_ports: u64,
+    /// Flows that the balancer ended, in the order of [`Reason::ALL`].
+    pub ended: [u64; Reason::ALL.len()],
     /// Its checks.
     pub checks: CheckFigures,
 }
@@ -232,8 +235,9 @@ fn backends(page: &mut Page, figures: &Figures) {
     page.family("backend_resets_total", "counter", "Established flows of the backend that a RST ended.");
     for (service, backend, figures) in all() {
         let counters = &figures.counters;
-        for (reason, value) in [("backend", counters.reset_by_backend), ("client", counters.reset_by_client)]
-        {
+        let by_ends = [("backend", counters.reset_by_backend), ("client", counters.reset_by_client)];
+        let by_balancer = Reason::ALL.map(Reason::name).into_iter().zip(figures.ended);
+        for (reason, value) in by_ends.into_iter().chain(by_balancer) {
             let labels = [("service", service), ("backend", backend.name.as_str()), ("reason", reason)];
             page.sample("backend_resets_total", &labels, value);
         }

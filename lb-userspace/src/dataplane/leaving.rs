@@ -12,9 +12,8 @@ use std::{
 
 use lb_common::maps::{BACKEND_DRAINED, BACKEND_LEAVING, Backend};
 use lb_core::reconcile::{Actual, Desired};
-use tracing::info;
 
-use super::{address_of, census::Census, maps::Maps};
+use super::{census::Census, maps::Maps};
 
 /// `drain_timeout`'s default, for a backend of a service that no config of this process named.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
@@ -33,56 +32,58 @@ struct Farewell {
     reset: bool,
 }
 
-/// What became due.
-#[derive(Debug, Default)]
-pub(super) struct Due {
-    /// Backends whose epoch was raised.
-    pub(super) raised: Vec<u16>,
-    /// Backends that have left for good.
-    pub(super) left: Vec<u16>,
-}
-
 impl Leaving {
-    /// Raises the epochs that are due, and names the backends that have left for good: none of those that
-    /// `are_being_told`.
-    pub(super) fn step(
-        &mut self,
-        maps: &Maps,
-        actual: &mut Actual,
-        desired: Option<&Desired>,
-        census: &Census,
-        are_being_told: &BTreeSet<u16>,
-        now_ns: u64,
-    ) -> Due {
-        let leaves = |backend: &Backend| backend.flags & (BACKEND_LEAVING | BACKEND_DRAINED) != 0;
-        let leaving: Vec<(u16, Backend)> =
-            actual.used_backends().filter(|(_, b)| leaves(b)).map(|(number, b)| (number, *b)).collect();
-        self.0.retain(|number, _| leaving.iter().any(|(n, _)| n == number));
-        let mut due = Due::default();
-        for (number, backend) in leaving {
-            let farewell = self.0.entry(number).or_insert_with(|| {
-                let timeout = drain_timeout(actual, desired, &backend).as_nanos();
+    /// Begins the time of the backends that leave from now on, and forgets those that stay after all.
+    pub(super) fn follow(&mut self, actual: &Actual, desired: Option<&Desired>, now_ns: u64) {
+        let leaving = || actual.used_backends().filter(|(_, backend)| leaves(backend));
+        self.0.retain(|number, _| leaving().any(|(other, _)| other == *number));
+        for (number, backend) in leaving() {
+            self.0.entry(number).or_insert_with(|| {
+                let timeout = drain_timeout(actual, desired, backend).as_nanos();
                 let timeout = u64::try_from(timeout).unwrap_or(u64::MAX);
                 Farewell { begun_ns: now_ns, deadline_ns: now_ns.saturating_add(timeout), reset: false }
             });
-            let flows = census.of(number);
-            if now_ns >= farewell.deadline_ns && !farewell.reset {
-                farewell.reset = true;
-                raise_epoch(maps, actual, number);
-                due.raised.push(number);
-                let waited = Duration::from_nanos(now_ns - farewell.begun_ns);
-                info!(backend = %address_of(&backend), flows = flows.established, ?waited, "drain timeout: flows reset");
-            }
-            let gone = flows.established + flows.half_open == 0
-                || now_ns >= farewell.deadline_ns.saturating_add(RESET_TIME_NS);
-            // Those that are ended just now are told from now on.
-            let told = !are_being_told.contains(&number) && !due.raised.contains(&number);
-            if gone && told && backend.flags & BACKEND_LEAVING != 0 {
-                due.left.push(number);
-            }
         }
-        due
     }
+
+    /// When [`Self::expire`] has something to do, ns; `None`: not before another backend leaves.
+    pub(super) fn due_ns(&self) -> Option<u64> {
+        self.0.values().filter(|farewell| !farewell.reset).map(|farewell| farewell.deadline_ns).min()
+    }
+
+    /// Backends whose `drain_timeout` is over, each once, and how long they were given.
+    pub(super) fn expire(&mut self, now_ns: u64) -> Vec<(u16, Duration)> {
+        let over = self.0.iter_mut().filter(|(_, f)| !f.reset && now_ns >= f.deadline_ns);
+        over.map(|(number, farewell)| {
+            farewell.reset = true;
+            (*number, Duration::from_nanos(now_ns - farewell.begun_ns))
+        })
+        .collect()
+    }
+
+    /// Backends that have left for good: none of those whose flows `are_being_told`.
+    pub(super) fn gone(
+        &self,
+        actual: &Actual,
+        census: &Census,
+        are_being_told: &BTreeSet<u16>,
+        now_ns: u64,
+    ) -> Vec<u16> {
+        let is_gone = |number: u16, farewell: &Farewell| {
+            let flows = census.of(number);
+            let given_up = farewell.reset && now_ns >= farewell.deadline_ns.saturating_add(RESET_TIME_NS);
+            (flows.established + flows.half_open == 0 || given_up) && !are_being_told.contains(&number)
+        };
+        let left = |number: u16| {
+            actual.backends.get(&number).is_some_and(|backend| backend.flags & BACKEND_LEAVING != 0)
+        };
+        let gone = self.0.iter().filter(|(number, farewell)| left(**number) && is_gone(**number, farewell));
+        gone.map(|(number, _)| *number).collect()
+    }
+}
+
+const fn leaves(backend: &Backend) -> bool {
+    backend.flags & (BACKEND_LEAVING | BACKEND_DRAINED) != 0
 }
 
 /// From now on every flow of a backend that was made until now is answered with a RST.

@@ -9,7 +9,7 @@
 //! | `port_table.rs`, `shared.rs` | port tables and other maps in memory |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
 //! | `explain.rs` | which backend a new flow would go to |
-//! | `resets.rs`, `raw_socket.rs` | ending flows at both ends |
+//! | `resets.rs`, `farewell.rs`, `raw_socket.rs` | ending flows, and telling both ends |
 //! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `clients.rs`, `leaving.rs` | what is cleaned up about once a second |
 //! | `detach.rs` | removing it all |
@@ -29,6 +29,7 @@ mod detach;
 mod device;
 mod error;
 mod explain;
+mod farewell;
 mod flows;
 mod forward;
 mod layout;
@@ -68,6 +69,7 @@ pub use self::{
     detach::{DetachReport, detach},
     error::Error,
     explain::{Explanation, LiveBackend},
+    farewell::EndedFlow,
     flows::{FlowFilter, FlowState, FlowView},
     resets::Reason,
     rings::Ring,
@@ -269,7 +271,9 @@ impl DataPlane {
     pub fn reconcile(&mut self, desired: &Desired) -> Result<Reconciled, Error> {
         let plan = self.planner.plan(desired, &self.actual)?;
         self.desired = Some(desired.clone());
-        self.write(&plan)
+        let written = self.write(&plan)?;
+        self.sweeper.leaving.follow(&self.actual, self.desired.as_ref(), monotonic_ns());
+        Ok(written)
     }
 
     /// The number of a backend, also of one that leaves; what counters and flows name it by.

@@ -2,7 +2,7 @@
 //!
 //! A flow is ended by its claim (`ENDED`), and stops counting as established at once. From then on the data plane answers
 //! whatever either end says with an exact RST. So it does from the instant that a backend's epoch is raised; the agent
-//! follows with the claims. Then both ends are told, paced by [`lb_core::resets::Schedule`], in case they say nothing.
+//! follows with the claims. Then both ends are told: see [`super::farewell`].
 //!
 //! The NAT port rests for as long as one in TIME_WAIT: the backend may hold the connection yet.
 
@@ -11,31 +11,18 @@ use std::{
     net::IpAddr,
 };
 
-use aya::maps::MapError;
 use lb_common::{
     addr::{Addr, Port},
     claim::{Claim, ENDED, State},
-    maps::{Backend, Flow, FlowKey, Record, SERVICE_DSR, Service, interface_slot},
+    maps::Record,
 };
-use lb_core::{
-    resets::{Schedule, Time},
-    segment::{self, End, Link},
-};
-use tracing::{debug, warn};
+use lb_core::resets::Schedule;
+use tracing::debug;
 
 use super::{
-    DataPlane, clients, leaving,
-    maps::{Maps, is_absent},
-    monotonic_ns,
-    port_table::PortTable,
-    raw_socket::RawSocket,
+    DataPlane, clients, farewell::WayOut, leaving, maps::Maps, monotonic_ns, port_table::PortTable,
     sweep::count_out,
 };
-
-/// Frames are built and sent for so many flows before the agent's loop turns again: about a millisecond.
-const BATCH: usize = 50;
-/// `BPF_NOEXIST` of bpf(2).
-const NO_EXIST: u64 = 1;
 
 /// Why flows were ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +39,23 @@ pub enum Reason {
     Rebalance,
 }
 
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::BackendDown, Self::Drained, Self::Idle, Self::Operator, Self::Rebalance];
+
+    /// The label of the metrics and the word of the flow log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BackendDown => "backend_down",
+            Self::Drained => "drain_timeout",
+            Self::Idle => "idle",
+            Self::Operator => "command",
+            Self::Rebalance => "rebalance",
+        }
+    }
+}
+
 /// A NAT port and whose it is.
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
@@ -62,30 +66,37 @@ pub(super) struct Slot {
 
 /// A flow that was ended.
 #[derive(Clone, Copy, Debug)]
-struct Ended {
-    backend: u16,
-    port: u16,
-    generation: u32,
+pub(super) struct Ended {
+    pub(super) backend: u16,
+    pub(super) port: u16,
+    pub(super) generation: u32,
+    pub(super) client: Addr,
+    pub(super) client_port: Port,
+    pub(super) reason: Reason,
+    pub(super) at_ns: u64,
 }
 
 /// What is under way.
 #[derive(Debug, Default)]
 pub(super) struct Resets {
-    schedule: Schedule<Ended>,
-    /// Opened when it is needed first.
-    socket: Option<RawSocket>,
+    pub(super) schedule: Schedule<Ended>,
+    pub(super) way_out: WayOut,
     /// Why a backend's epoch was raised last.
     reasons: BTreeMap<u16, Reason>,
-    /// Flows ended by backend and reason.
+    /// Established flows ended, by backend and reason, since this process began.
     counted: BTreeMap<(u16, Reason), u64>,
 }
 
 impl DataPlane {
     /// Ends every flow of a backend, at both ends; how many were established.
     pub fn reset_flows(&mut self, number: u16, reason: Reason) -> u32 {
+        self.reset_flows_at(number, reason, monotonic_ns())
+    }
+
+    pub(super) fn reset_flows_at(&mut self, number: u16, reason: Reason, now_ns: u64) -> u32 {
         leaving::raise_epoch(&self.maps, &mut self.actual, number);
         self.resets.because(number, reason);
-        self.end_stale(number, monotonic_ns())
+        self.end_stale(number, now_ns)
     }
 
     /// As [`Self::reset_flows`], if the backend has flows that were not reset yet; `None` if it has none.
@@ -112,20 +123,13 @@ impl DataPlane {
         self.end_chosen(number, count as usize, reason, |_| true)
     }
 
-    /// When [`Self::tell_ended`] has something to do, ns; `None`: not before more flows are ended.
-    pub fn tell_ended_at_ns(&self) -> Option<u64> {
-        self.resets.schedule.due_ns()
+    /// When [`Self::tell_ended`] or [`Self::end_drained`] has something to do, ns; `None`: not before more flows are
+    /// ended or drained.
+    pub fn resets_due_ns(&self) -> Option<u64> {
+        [self.resets.schedule.due_ns(), self.sweeper.leaving.due_ns()].into_iter().flatten().min()
     }
 
-    /// Tells both ends of some of the flows that were ended.
-    pub fn tell_ended(&mut self, now_ns: u64) {
-        for _ in 0..BATCH {
-            let Some((ended, time)) = self.resets.schedule.take(now_ns) else { return };
-            self.tell(ended, time);
-        }
-    }
-
-    /// Flows of a backend's number that were ended for a reason.
+    /// Established flows of a backend's number that were ended for a reason, since this process began.
     pub fn ended_flows(&self, number: u16, reason: Reason) -> u64 {
         self.resets.counted.get(&(number, reason)).copied().unwrap_or_default()
     }
@@ -174,86 +178,10 @@ impl DataPlane {
         });
         ended.count() as u32
     }
-
-    /// Takes the flow off the established path, and says farewell to both its ends.
-    fn tell(&mut self, ended: Ended, time: Time) {
-        let Some(table) = self.tables.get(&ended.backend) else { return };
-        let Some(record) = table.flow(ended.port) else { return };
-        let claim = record.claim();
-        if claim.generation() != ended.generation || !claim.has(ENDED) {
-            return;
-        }
-        let Some((backend, service)) = self.owner(ended.backend).map(|(b, s)| (*b, *s)) else { return };
-        let key = FlowKey { client: record.client, port: record.client_port, service: backend.service };
-        let forward = match forward_entry(&self.maps, &key) {
-            Ok(found) => found,
-            Err(error) => {
-                debug!(%error, "the client's last ACK cannot be read");
-                return;
-            }
-        };
-        let ours = |flow: &Flow| flow.backend == ended.backend && flow.generation == ended.generation;
-        let client_ack = match &forward {
-            Some((flow, _)) if ours(flow) => Some((flow.last_ack, flow.edge)),
-            // The client has begun another connection.
-            Some(_) => None,
-            // Pushed out of `half_open`: the client has acknowledged about what the backend sent.
-            None => Some((record.edge, record.last_ack)),
-        };
-        if let Some((flow, true)) = forward
-            && ours(&flow)
-            && time == Time::First
-        {
-            self.leave_established_path(&key, &flow);
-        }
-        if let Some((last_ack, edge)) = client_ack {
-            self.say_farewell(&client_side(&service, &record), last_ack, edge);
-        }
-        if service.flags & SERVICE_DSR == 0 {
-            self.say_farewell(&backend_side(&backend, ended.port), record.last_ack, record.edge);
-        } else if let Some((last_ack, edge)) = client_ack {
-            // What the backend says is not seen; the client's own numbers are what it expects next.
-            self.say_farewell(&unseen_backend_side(&backend, &service, &record), edge, last_ack);
-        }
-    }
-
-    /// Into `half_open`, where packets of ended flows find it, and which makes room by itself.
-    fn leave_established_path(&mut self, key: &FlowKey, flow: &Flow) {
-        let moved = match self.maps.half_open.insert(key, flow, NO_EXIST) {
-            // Somebody has it already: the client begins anew.
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
-                Ok(())
-            }
-            moved => moved,
-        };
-        let removed = self.maps.flows.remove(key);
-        for outcome in [moved, removed] {
-            if let Err(error) = outcome
-                && !is_absent(&error)
-            {
-                debug!(%error, "a forward entry could not be moved");
-            }
-        }
-    }
-
-    fn say_farewell(&mut self, way: &Way, last_ack: u32, edge: u32) {
-        let interface = self.actual.interfaces.get(&interface_slot(way.ifindex));
-        let Some(interface) = interface.filter(|interface| interface.ifindex == way.ifindex) else { return };
-        if way.mac.is_unknown() {
-            return;
-        }
-        let link = Link { source: interface.mac, destination: way.mac, tags: way.tags };
-        for segment in segment::farewell(last_ack, edge) {
-            let Some(frame) = segment::frame(&link, &way.from, &way.to, &segment) else { return };
-            if let Err(error) = self.resets.send(way.ifindex, &frame) {
-                debug!(ifindex = way.ifindex, %error, "a reset was not sent");
-            }
-        }
-    }
 }
 
 impl Resets {
-    /// Ends a flow if its claim still is what was read, and has both ends told; whether it was established until now.
+    /// Ends a flow if it still is the one whose claim was read, and established, and has both ends told; whether it was.
     pub(super) fn end(
         &mut self,
         maps: &mut Maps,
@@ -263,22 +191,41 @@ impl Resets {
         reason: Reason,
         now_ns: u64,
     ) -> bool {
-        if !table.change(slot.port, claim, claim.after(ENDED)) {
-            return false;
-        }
-        let was_established = claim.is(State::Established);
-        if was_established {
-            if let Some(record) = table.flow(slot.port)
-                && let Err(error) = clients::leave(maps, record.client, slot.service)
-            {
-                debug!(%error, "a client's count is left to the sweep");
+        let mut held = claim;
+        // Each turn loses to a step that the flow took, and a flow has few to take.
+        let record = loop {
+            // Its identity stands as long as its claim does.
+            let Some(record) = table.flow(slot.port) else { return false };
+            if held.generation() != claim.generation() || !held.is(State::Established) {
+                return false;
             }
-            table.rest_from(slot.port, now_ns);
-            count_out(maps, slot.backend, slot.service);
+            if table.change(slot.port, held, held.after(ENDED)) {
+                break record;
+            }
+            held = table.claim(slot.port);
+        };
+        table.rest_from(slot.port, now_ns);
+        count_out(maps, slot.backend, slot.service);
+        if let Err(error) = clients::leave(maps, record.client, slot.service) {
+            debug!(%error, "a client's count is left to the sweep");
         }
         *self.counted.entry((slot.backend, reason)).or_default() += 1;
-        self.schedule.add(Ended { backend: slot.backend, port: slot.port, generation: claim.generation() });
-        was_established
+        self.schedule.add(Ended {
+            backend: slot.backend,
+            port: slot.port,
+            generation: claim.generation(),
+            client: record.client,
+            client_port: record.client_port,
+            reason,
+            at_ns: now_ns,
+        });
+        true
+    }
+
+    /// A backend has left: its number may be another's from now on.
+    pub(super) fn forget(&mut self, number: u16) {
+        self.reasons.remove(&number);
+        self.counted.retain(|(backend, _), _| *backend != number);
     }
 
     /// Why the backend's epoch is raised.
@@ -295,72 +242,9 @@ impl Resets {
     pub(super) fn backends(&self) -> BTreeSet<u16> {
         self.schedule.waiting().map(|ended| ended.backend).collect()
     }
-
-    fn send(&mut self, ifindex: u32, frame: &[u8]) -> std::io::Result<()> {
-        if self.socket.is_none() {
-            let opened = RawSocket::open();
-            if let Err(error) = &opened {
-                warn!(%error, "no packet socket: silent ends of flows are not told that these were reset");
-            }
-            self.socket = Some(opened?);
-        }
-        self.socket.as_ref().map_or(Ok(()), |socket| socket.send(ifindex, frame))
-    }
 }
 
 /// Whether a flow is to be ended because its backend's epoch was raised.
 pub(super) fn is_stale(table: &PortTable, port: u16, claim: Claim, epoch: Option<u32>) -> bool {
     claim.is(State::Established) && epoch.is_some_and(|epoch| table.epoch(port) != epoch)
-}
-
-/// The way to one end, and in whose name.
-struct Way {
-    ifindex: u32,
-    mac: lb_common::addr::Mac,
-    tags: [u16; 2],
-    from: End,
-    to: End,
-}
-
-fn client_side(service: &Service, record: &Record) -> Way {
-    Way {
-        ifindex: record.ifindex,
-        mac: record.client_mac,
-        tags: [record.outer_tag, record.inner_tag],
-        from: End { address: service.vip, port: service.port },
-        to: End { address: record.client, port: record.client_port },
-    }
-}
-
-fn backend_side(backend: &Backend, nat_port: u16) -> Way {
-    Way {
-        ifindex: backend.hop.ifindex,
-        mac: backend.hop.mac,
-        tags: backend.hop.tags,
-        from: End { address: backend.source, port: Port::new(nat_port) },
-        to: End { address: backend.address, port: backend.port },
-    }
-}
-
-/// The same where the backend holds the VIP: it knows the client by its own address.
-fn unseen_backend_side(backend: &Backend, service: &Service, record: &Record) -> Way {
-    Way {
-        ifindex: backend.hop.ifindex,
-        mac: backend.hop.mac,
-        tags: backend.hop.tags,
-        from: End { address: record.client, port: record.client_port },
-        to: End { address: service.vip, port: service.port },
-    }
-}
-
-/// A forward entry, and whether it is in `flows`.
-fn forward_entry(maps: &Maps, key: &FlowKey) -> Result<Option<(Flow, bool)>, MapError> {
-    for (map, established) in [(&maps.flows, true), (&maps.half_open, false)] {
-        match map.get(key, 0) {
-            Ok(flow) => return Ok(Some((flow, established))),
-            Err(error) if is_absent(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
 }

@@ -8,6 +8,7 @@ use lb_common::{
     maps::{self, FlowKey, Load, name},
     nat::TIME_WAIT_NS,
 };
+use tracing::info;
 
 use super::{
     DataPlane,
@@ -57,7 +58,7 @@ pub(super) struct Sweeper {
     forward: Forward,
     drift: Drift,
     clients: Clients,
-    leaving: Leaving,
+    pub(super) leaving: Leaving,
     /// SYNs that a backend never answered, by its number, since this process began.
     pub(super) unanswered: BTreeMap<u16, u64>,
 }
@@ -129,20 +130,30 @@ impl DataPlane {
         freed
     }
 
-    fn give_up(&mut self, census: &Census, now_ns: u64) -> Result<Vec<u16>, Error> {
-        let desired = self.desired.as_ref();
-        let told = self.resets.backends();
-        let due = self.sweeper.leaving.step(&self.maps, &mut self.actual, desired, census, &told, now_ns);
-        for number in due.raised {
-            self.resets.because(number, Reason::Drained);
-            self.end_stale(number, now_ns);
+    /// Ends the flows of the backends whose `drain_timeout` is over; how many there were.
+    pub fn end_drained(&mut self, now_ns: u64) -> u32 {
+        let mut ended = 0;
+        for (number, waited) in self.sweeper.leaving.expire(now_ns) {
+            let flows = self.reset_flows_at(number, Reason::Drained, now_ns);
+            if let Some(place) = self.place_of(number) {
+                info!(backend = %place.backend, flows, ?waited, "drain timeout: flows reset");
+            }
+            ended += flows;
         }
-        let left = due.left;
+        ended
+    }
+
+    fn give_up(&mut self, census: &Census, now_ns: u64) -> Result<Vec<u16>, Error> {
+        self.sweeper.leaving.follow(&self.actual, self.desired.as_ref(), now_ns);
+        self.end_drained(now_ns);
+        let told = self.resets.backends();
+        let left = self.sweeper.leaving.gone(&self.actual, census, &told, now_ns);
         if left.is_empty() {
             return Ok(left);
         }
         for &number in &left {
             self.end_all(number)?;
+            self.resets.forget(number);
         }
         self.actual.ended.extend(&left);
         if let Some(desired) = &self.desired {

@@ -74,17 +74,13 @@ impl TcpFrame {
     }
 
     pub fn build(&self) -> Vec<u8> {
-        let mut tcp = Vec::new();
-        tcp.extend(self.source.1.to_be_bytes());
-        tcp.extend(self.destination.1.to_be_bytes());
-        tcp.extend(self.seq.to_be_bytes());
-        tcp.extend(self.ack.to_be_bytes());
-        tcp.push((((20 + self.tcp_options.len()) / 4) << 4) as u8);
-        tcp.push(self.flags);
-        tcp.extend(0xfaf0u16.to_be_bytes());
-        tcp.extend([0; 4]);
-        tcp.extend(&self.tcp_options);
-        tcp.extend(&self.payload);
+        let mut tcp = tcp_segment(
+            (self.source.1, self.destination.1),
+            (self.seq, self.ack),
+            self.flags,
+            &self.tcp_options,
+            &self.payload,
+        );
         let mut pseudo = Vec::new();
         pseudo.extend(self.source.0.octets());
         pseudo.extend(self.destination.0.octets());
@@ -100,6 +96,28 @@ impl TcpFrame {
         frame.extend(vec![0; self.padding]);
         frame
     }
+}
+
+/// A segment whose checksum is still 0: ports from and to, SEQ and ACK.
+pub(super) fn tcp_segment(
+    (from, to): (u16, u16),
+    (seq, ack): (u32, u32),
+    flags: u8,
+    options: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut segment = Vec::new();
+    segment.extend(from.to_be_bytes());
+    segment.extend(to.to_be_bytes());
+    segment.extend(seq.to_be_bytes());
+    segment.extend(ack.to_be_bytes());
+    segment.push((((20 + options.len()) / 4) << 4) as u8);
+    segment.push(flags);
+    segment.extend(0xfaf0u16.to_be_bytes());
+    segment.extend([0; 4]);
+    segment.extend(options);
+    segment.extend(payload);
+    segment
 }
 
 pub(super) fn ethernet(to: Mac, from: Mac, tags: &[(u16, u16)], ethertype: u16) -> Vec<u8> {
@@ -197,22 +215,9 @@ pub struct Deviation {
 pub fn deviations(sound: &TcpFrame) -> Vec<Deviation> {
     let (l3, l4) = (sound.l3(), sound.l4());
     let whole = sound.build();
-    let mut all = Vec::new();
-    for cut in [0, 1, 13, 14, l3, l3 + 1, l3 + 19, l3 + 20, l4, l4 + 1, l4 + 13, l4 + 19, whole.len() - 1] {
-        if cut < whole.len() && cut >= 14 {
-            let names_vip = cut >= l3 + 20;
-            all.push(Deviation {
-                name: format!("cut to {cut} octets"),
-                frame: whole[..cut].to_vec(),
-                names_vip,
-            });
-        }
-    }
-    let mut edit = |name: &str, at: usize, value: u8| {
-        let mut frame = whole.clone();
-        frame[at] = value;
-        all.push(Deviation { name: name.to_owned(), frame, names_vip: true });
-    };
+    let mut deviations = Deviations::of(whole, l3 + 20);
+    deviations.cut(&[0, 1, 13, 14, l3, l3 + 1, l3 + 19, l3 + 20, l4, l4 + 1, l4 + 13, l4 + 19]);
+    let mut edit = |name: &str, at: usize, value: u8| deviations.edit(name, at, value);
     edit("version 5", l3, 0x55);
     for words in 0..5 {
         edit(&format!("IP header of {words} words"), l3, 0x40 | words);
@@ -221,13 +226,50 @@ pub fn deviations(sound: &TcpFrame) -> Vec<Deviation> {
     edit("total length 0", l3 + 3, 0);
     edit("total length of the IP header alone", l3 + 3, 20);
     edit("total length over the frame's", l3 + 2, 0x10);
-    for words in 0..5 {
-        edit(&format!("TCP header of {words} words"), l4 + 12, words << 4);
-    }
-    edit("TCP header longer than the packet", l4 + 12, 0xf0);
     edit("first fragment", l3 + 6, 0x20);
     edit("last fragment", l3 + 7, 0x10);
     edit("protocol UDP", l3 + 9, 17);
     edit("protocol ICMP over a TCP header", l3 + 9, 1);
-    all
+    deviations.with_tcp(l4)
+}
+
+/// Deviations of a sound frame, as they are gathered.
+pub(super) struct Deviations {
+    whole: Vec<u8>,
+    /// Octets up to the end of the destination address.
+    address_end: usize,
+    all: Vec<Deviation>,
+}
+
+impl Deviations {
+    pub(super) fn of(whole: Vec<u8>, address_end: usize) -> Self {
+        Self { whole, address_end, all: Vec::new() }
+    }
+
+    /// Cut to these lengths, and by one octet. No frame is shorter than an Ethernet header.
+    pub(super) fn cut(&mut self, lengths: &[usize]) {
+        let last = self.whole.len() - 1;
+        for &length in lengths.iter().filter(|length| (14..last).contains(*length)).chain([&last]) {
+            self.all.push(Deviation {
+                name: format!("cut to {length} octets"),
+                frame: self.whole[..length].to_vec(),
+                names_vip: length >= self.address_end,
+            });
+        }
+    }
+
+    pub(super) fn edit(&mut self, name: &str, at: usize, value: u8) {
+        let mut frame = self.whole.clone();
+        frame[at] = value;
+        self.all.push(Deviation { name: name.to_owned(), frame, names_vip: true });
+    }
+
+    /// All, with those of the TCP header.
+    pub(super) fn with_tcp(mut self, l4: usize) -> Vec<Deviation> {
+        for words in 0..5 {
+            self.edit(&format!("TCP header of {words} words"), l4 + 12, words << 4);
+        }
+        self.edit("TCP header longer than the packet", l4 + 12, 0xf0);
+        self.all
+    }
 }

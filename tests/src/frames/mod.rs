@@ -2,6 +2,7 @@
 
 mod build;
 mod program;
+mod random;
 mod rings;
 pub mod scene;
 pub mod v6;
@@ -9,4 +10,5 @@ mod verify;
 
 pub use build::{Deviation, TcpFrame, arp_request, deviations, icmp_error, ping};
 pub use program::{BACKEND_MAC, CLIENT_MAC, OWN_MAC, Program, Ran, SEED};
+pub use random::Random;
 pub use verify::{assert_sound, internet_sum, reset_of, tcp_of};

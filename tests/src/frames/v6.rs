@@ -1,13 +1,13 @@
 //! IPv6 frames, and one service with one backend for them.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use etherparse::{NetSlice, SlicedPacket, TcpHeader, TransportSlice};
 use lb_common::{addr::Mac, claim::State, tcp};
 
 use super::{
     BACKEND_MAC, CLIENT_MAC, Deviation, OWN_MAC, Program,
-    build::{checksum, ethernet},
+    build::{Deviations, checksum, ethernet, tcp_segment},
     scene::TX,
 };
 
@@ -78,17 +78,13 @@ impl TcpFrame6 {
     }
 
     pub fn build(&self) -> Vec<u8> {
-        let mut segment = Vec::new();
-        segment.extend(self.source.1.to_be_bytes());
-        segment.extend(self.destination.1.to_be_bytes());
-        segment.extend(self.seq.to_be_bytes());
-        segment.extend(self.ack.to_be_bytes());
-        segment.push((((20 + self.tcp_options.len()) / 4) << 4) as u8);
-        segment.push(self.flags);
-        segment.extend(0xfaf0u16.to_be_bytes());
-        segment.extend([0; 4]);
-        segment.extend(&self.tcp_options);
-        segment.extend(&self.payload);
+        let mut segment = tcp_segment(
+            (self.source.1, self.destination.1),
+            (self.seq, self.ack),
+            self.flags,
+            &self.tcp_options,
+            &self.payload,
+        );
         let check = over_pseudo_header(self.source.0, self.destination.0, 6, &segment);
         segment[16..18].copy_from_slice(&check.to_be_bytes());
 
@@ -194,23 +190,12 @@ pub fn ping_v6(source: Ipv6Addr, destination: Ipv6Addr, data: usize) -> Vec<u8> 
 pub fn deviations_v6(sound: &TcpFrame6) -> Vec<Deviation> {
     let (l3, l4) = (sound.l3(), sound.l4());
     let whole = sound.build();
-    let mut all = Vec::new();
-    for cut in [14, l3 + 1, l3 + 39, l3 + 40, l4, l4 + 1, l4 + 13, l4 + 19, whole.len() - 1] {
-        let frame = whole[..cut].to_vec();
-        all.push(Deviation { name: format!("cut to {cut} octets"), frame, names_vip: cut >= l3 + 40 });
-    }
-    let mut edit = |name: &str, at: usize, value: u8| {
-        let mut frame = whole.clone();
-        frame[at] = value;
-        all.push(Deviation { name: name.to_owned(), frame, names_vip: true });
-    };
+    let mut deviations = Deviations::of(whole, l3 + 40);
+    deviations.cut(&[14, l3 + 1, l3 + 39, l3 + 40, l4, l4 + 1, l4 + 13, l4 + 19]);
+    let mut edit = |name: &str, at: usize, value: u8| deviations.edit(name, at, value);
     edit("version 4", l3, 0x45);
     edit("payload length 0", l3 + 5, 0);
     edit("payload length over the frame's", l3 + 4, 0x10);
-    for words in 0..5 {
-        edit(&format!("TCP header of {words} words"), l4 + 12, words << 4);
-    }
-    edit("TCP header longer than the packet", l4 + 12, 0xf0);
     for (name, next) in [
         ("fragment", 44),
         ("UDP", 17),
@@ -226,7 +211,7 @@ pub fn deviations_v6(sound: &TcpFrame6) -> Vec<Deviation> {
         edit("an extension longer than allowed", l3 + 41, 0xff);
         edit("an extension that names itself", l3 + 40, first.kind);
     }
-    all
+    deviations.with_tcp(l4)
 }
 
 /// One IPv6 service with one backend, number 3.
@@ -268,88 +253,4 @@ pub fn tcp_v6_of(frame: &[u8]) -> ((Ipv6Addr, u16), (Ipv6Addr, u16), TcpHeader) 
     };
     let (ip, tcp) = (ip.header(), tcp.to_header());
     ((ip.source_addr(), tcp.source_port), (ip.destination_addr(), tcp.destination_port), tcp)
-}
-
-/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
-pub struct Random(pub u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    /// Anything IPv6, for the VIP or for others, and whether it is sound: TCP of few flows, with extension headers and
-    /// tags; neighbour discovery; ping; some of each with octets changed or cut.
-    pub fn frame(&mut self) -> (Vec<u8>, bool) {
-        let other = IpAddr::V6(group_of(VIP6));
-        let address = |random: &mut Self| match random.pick(&[
-            IpAddr::V6(VIP6),
-            IpAddr::V6(VIP6),
-            IpAddr::V6(BACKEND6.0),
-            IpAddr::V6(CLIENT6.0),
-            other,
-            IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)),
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        ]) {
-            IpAddr::V6(address) => address,
-            IpAddr::V4(_) => Ipv6Addr::UNSPECIFIED,
-        };
-        let (source, destination) = (address(self), address(self));
-        let mut frame = match self.below(6) {
-            0 => {
-                let macs = (self.pick(&[OWN_MAC, Mac::new([0x33, 0x33, 0, 0, 0, 1])]), CLIENT_MAC);
-                let (kind, target) = (self.pick(&[135, 135, 136, 134]), address(self));
-                let hop_limit = self.pick(&[255, 255, 64]);
-                neighbour(kind, macs, (source, destination), target, hop_limit, &[1, 1, 2, 0, 0, 0, 0, 0x22])
-            }
-            1 => {
-                let length = self.below(1400);
-                ping_v6(source, destination, length)
-            }
-            _ => self.tcp(source, destination),
-        };
-        let change = self.below(5);
-        if change == 0 {
-            for _ in 0..=self.below(4) {
-                let at = 14 + self.below(frame.len() - 14);
-                frame[at] = self.next() as u8;
-            }
-        } else if change == 1 {
-            let length = 14 + self.below(frame.len() - 14);
-            frame.truncate(length);
-        }
-        (frame, change > 1)
-    }
-
-    fn tcp(&mut self, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
-        let source = (source, self.pick(&[2379, 40_000, 40_001, 1]));
-        let destination = (destination, self.pick(&[2379, 2379, 40_000, 22]));
-        let mut frame = TcpFrame6::new(source, destination, self.pick(&[2, 18, 16, 24, 17, 4, 20, 0, 255]));
-        frame.to_mac = self.pick(&[OWN_MAC, OWN_MAC, OWN_MAC, CLIENT_MAC, Mac::new([0xff; 6])]);
-        frame.seq = self.pick(&[1000, 1001, 5000, u32::MAX]);
-        frame.ack = self.pick(&[0, 1001, 5001]);
-        frame.hop_limit = self.pick(&[64, 64, 64, 1, 0]);
-        for _ in 0..self.pick(&[0, 0, 0, 1, 2, 9]) {
-            let kind = self.pick(&[0, 60, 43, 44]);
-            frame.extensions.push(Extension { kind, body: vec![0; self.pick(&[6, 14, 62])] });
-        }
-        if self.below(8) == 0 {
-            frame.tags = vec![(0x8100, self.next() as u16); 1 + self.below(3)];
-        }
-        frame.tcp_options = vec![1; self.pick(&[0, 12, 40])];
-        let length = self.pick(&[0, 1, 100, 1300]);
-        frame.payload(length).build()
-    }
 }

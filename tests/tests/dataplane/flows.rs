@@ -4,7 +4,7 @@ use std::{
 };
 
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData};
-use etcd_lb::dataplane::{DataPlane, FlowFilter, FlowState, monotonic_ns};
+use etcd_lb::dataplane::{DataPlane, FlowFilter, FlowState, Reason, monotonic_ns};
 use lb_common::{
     addr::{Addr, Mac, Port},
     claim::{self, Claim, FREE_AT_ONCE, State},
@@ -164,7 +164,9 @@ fn flows_of_a_removed_backend_are_reset_at_the_drain_timeout() {
         maps.forward(1, 2000, now);
         maps.loads.set(LOAD_TOTAL, Load { established: 1, ..Load::default() }, 0).unwrap();
         plane.reconcile(&desired(&[1])).unwrap();
-        let epoch = maps.backend(1).epoch;
+        let since = monotonic_ns();
+        assert!((now + 30 * SECOND..=since + 30 * SECOND).contains(&plane.resets_due_ns().unwrap()));
+        let (now, epoch) = (since, maps.backend(1).epoch);
         plane.sweep(now).unwrap();
         assert!(plane.sweep(now + 29 * SECOND).unwrap().given_up.is_empty());
         assert_eq!(maps.backend(1).epoch, epoch);
@@ -173,16 +175,19 @@ fn flows_of_a_removed_backend_are_reset_at_the_drain_timeout() {
         assert_eq!(maps.loads.get(&LOAD_TOTAL, 0).unwrap().established, 0, "it counts no longer");
         assert!(maps.record(1, 2000).claim().has(claim::ENDED));
         assert!(maps.flows.get(&key(2000), 0).is_ok());
-        plane.tell_ended(now + 30 * SECOND);
+        let told = plane.tell_ended(now + 30 * SECOND);
+        let told: Vec<_> = told.iter().map(|flow| (flow.nat_port, flow.reason, flow.at_ns)).collect();
+        assert_eq!(told, [(2000, Reason::Drained, now + 30 * SECOND)]);
+        assert_eq!(plane.ended_flows(1, Reason::Drained), 1);
         assert!(maps.flows.get(&key(2000), 0).is_err(), "off the established path");
         assert!(
             plane.sweep(now + 32 * SECOND).unwrap().given_up.is_empty(),
             "both ends are still being told"
         );
         for second in [31, 33] {
-            plane.tell_ended(now + second * SECOND);
+            assert_eq!(plane.tell_ended(now + second * SECOND), [], "a flow ends once");
         }
-        assert_eq!(plane.tell_ended_at_ns(), None);
+        assert_eq!(plane.resets_due_ns(), None);
         assert_eq!(plane.sweep(now + 34 * SECOND).unwrap().given_up, [1]);
         assert!(maps.flows.get(&key(2000), 0).is_err());
         assert_eq!(maps.loads.get(&LOAD_TOTAL, 0).unwrap().established, 0);
@@ -191,6 +196,7 @@ fn flows_of_a_removed_backend_are_reset_at_the_drain_timeout() {
         plane.reconcile(&desired(&[1, 9])).unwrap();
         assert_eq!(plane.backend_number(VIP, PORT, address(9)), Some(1));
         assert_eq!(maps.backend(1).epoch, epoch + 2);
+        assert_eq!(plane.ended_flows(1, Reason::Drained), 0, "nor is counted with them");
     });
 }
 

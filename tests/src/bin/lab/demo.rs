@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Fleet, Host, Lab, Topology, VIP, balancer, eventually,
+    Balancer, CLIENT_PORT, Cluster, Config, Fleet, Host, Lab, Topology, VIP, eventually,
     fleet::{Options, Session},
 };
 
@@ -62,7 +62,7 @@ impl Stage {
             "It loads its XDP program into the interface's driver; from then on the VIP answers.",
         );
         let host = lab.host("lb1");
-        let balancer = Balancer::start(host, &balancer::config(host, &cluster))?;
+        let balancer = Balancer::start(host, &Config::etcd(host, &cluster).text())?;
         for member in cluster.members() {
             balancer.wait_backend(member.name(), "healthy", LIMIT)?;
         }

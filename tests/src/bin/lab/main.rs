@@ -9,7 +9,7 @@ use std::{os::unix::process::CommandExt as _, process::ExitCode, time::Duration}
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Lab, Topology, VIP, balancer,
+    Balancer, CLIENT_PORT, Cluster, Config, Lab, Topology, VIP,
     netns::Netns,
     state::{self, Owner},
 };
@@ -108,7 +108,7 @@ fn up(name: &str, parts: Parts, hold: bool) -> Result<()> {
     let balancer = match &cluster {
         Some(cluster) if parts >= Parts::Balancer => {
             let host = lab.host("lb1");
-            Some(Balancer::start(host, &balancer::config(host, cluster))?)
+            Some(Balancer::start(host, &Config::etcd(host, cluster).text())?)
         }
         _ => None,
     };

@@ -11,4 +11,4 @@ mod verify;
 pub use build::{Deviation, TcpFrame, arp_request, deviations, icmp_error, ping};
 pub use program::{BACKEND_MAC, CLIENT_MAC, OWN_MAC, Program, Ran, SEED};
 pub use random::Random;
-pub use verify::{assert_sound, internet_sum, reset_of, tcp_of};
+pub use verify::{assert_sound, check, internet_sum, reset_of, tcp_of};

@@ -102,7 +102,7 @@ fn known(
     flow.last_seen = clock::coarse();
     count_in(packet, flow.backend);
     handover::put_to_backend(flow.flags, flow.nat_port, backend);
-    handover::put_change(key, claim, step, 0);
+    handover::put_change(key, (flow.backend, flow.nat_port), claim, step, 0);
     tail_call(ctx, if step == 0 { program::ONWARD_INDEX } else { program::LIFE_INDEX })
 }
 

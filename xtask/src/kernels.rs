@@ -30,8 +30,8 @@ const TESTS: [&str; 10] = [
     "packets_signals",
     "random_frames",
 ];
-/// What a machine has; the maps take 50 MB.
-const MEMORY: &str = "1024M";
+/// What a machine has: twice the test programs, with their debugging information, which lie in its memory; maps take 50 MB.
+const MEMORY: &str = "3072M";
 /// Longest run of a machine: emulated, it is some fifty times slower than the host.
 const LIMIT: Duration = Duration::from_secs(1500);
 /// What the machine's init prints last.

@@ -51,6 +51,21 @@ pub struct Flow {
     pub flags: u16,
 }
 
+impl Flow {
+    /// Whether this is the forward entry of a slot's owner. All three tell: generations count owners of one slot, so those
+    /// of two slots agree often, and a client's next flow may have the next slot.
+    #[inline(always)]
+    pub const fn is_of(&self, backend: u16, nat_port: Port, generation: u32) -> bool {
+        self.backend == backend && self.nat_port.get() == nat_port.get() && self.generation == generation
+    }
+
+    /// Whether both are of the same flow.
+    #[inline(always)]
+    pub const fn is_same(&self, other: &Self) -> bool {
+        self.is_of(other.backend, other.nat_port, other.generation)
+    }
+}
+
 /// A FIN was seen: packets of this flow leave the established path.
 pub const FLOW_CLOSING: u16 = 1 << 0;
 /// Of a service with `mode = "dsr"`: only the MAC is rewritten, and the backend's packets do not come by us.

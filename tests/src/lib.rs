@@ -23,6 +23,7 @@ pub mod etcd;
 pub mod fleet;
 pub mod flow_log;
 pub mod frames;
+pub mod fuzz;
 pub mod held;
 pub mod host;
 pub mod https;

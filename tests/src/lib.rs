@@ -45,7 +45,7 @@ pub use fleet::Fleet;
 pub use host::Host;
 pub use lab::Lab;
 pub use process::Process;
-pub use topology::{HostSpec, Role, Topology};
+pub use topology::{HostSpec, Nic, Role, Topology};
 pub use wait::eventually;
 
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -45,7 +45,7 @@ pub struct Flow {
     pub backend: u16,
     /// Source port toward the backend: the slot in its port table.
     pub nat_port: Port,
-    /// MAC that the client's packets come by.
+    /// MAC that the client's packets come by; the record has the one that they are sent to.
     pub client_mac: Mac,
     /// `FLOW_*` bits.
     pub flags: u16,
@@ -73,8 +73,9 @@ pub const FLOW_DSR: u16 = 1 << 1;
 
 /// A slot of a port table: all that a packet from the backend needs. One cache line.
 ///
-/// `claim` changes only by compare-and-swap (see [`crate::claim`]). Identity (client, MAC, interface, tags) is written by
-/// the claim's owner before the claim leaves `Claiming`; `last_seen`, `last_ack`, `edge` by packets from the backend only,
+/// `claim` changes only by compare-and-swap (see [`crate::claim`]). Identity (client, tags) is written by the claim's owner
+/// before the claim leaves `Claiming`; so are interface and MAC, which change when the way to the client does: by a packet of
+/// a client that no router is known for, or by the agent when its route does; `last_seen`, `last_ack`, `edge` by packets from the backend only,
 /// `client_edge` by packets from the client only.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

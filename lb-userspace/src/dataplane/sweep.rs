@@ -108,6 +108,8 @@ impl DataPlane {
             }
             claiming.extend(pass.claiming.into_iter().map(|(port, claim)| ((number, port), (claim, now_ns))));
         }
+        // Those that were made by an old route while it changed.
+        self.follow_client_routes();
         report.ports_freed += self.free_stuck(claiming, now_ns);
         report.forward_removed = self.sweeper.forward.step(&mut self.maps, &self.tables, now_ns)?;
         report.loads_corrected = self.sweeper.drift.correct(&self.maps, &self.actual, &report.census);

@@ -8,9 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::ensure;
 use etcd_lb_tests::{
     Balancer, Config, Host, Lab, Role, Topology, VIP, VIP6,
     echo::{BusyClients, EchoServer, transfer},
+    eventually,
 };
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -229,6 +231,56 @@ fn clients_behind_a_router_that_fails_over() {
     all_go_on(&busy, "clients behind a router");
     fail_over(router, "eth0", "02:00:00:00:99:02");
     all_go_on(&busy, "their router has another MAC");
+}
+
+/// Octets that a host has received by its first interface.
+fn received(host: &Host) -> u64 {
+    let text = host.output("ip", &["-s", "-j", "link", "show", "dev", host.interface()]).unwrap();
+    let links: serde_json::Value = serde_json::from_str(&text).unwrap();
+    links[0]["stats64"]["rx"]["bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn the_route_says_which_router_packets_to_clients_go_to() {
+    // Clients send by the one router, and the balancer's route to them is by the other.
+    let topology = Topology::empty()
+        .with(Role::Balancer, "lb1", 2)
+        .gateway("lb1", 3)
+        .with(Role::Router, "toward", 1)
+        .also_on("toward", 2, 1)
+        .with(Role::Router, "back", 3)
+        .also_on("back", 2, 3)
+        .with_on(2, Role::Client, "client-1", 21)
+        .gateway("client-1", 1);
+    let lab = Lab::start("route", &members(topology, 1)).unwrap();
+    let servers = servers(&lab);
+    let _balancer = balancer(&lab, &servers, None);
+    let (client, toward, back) = (lab.host("client-1"), lab.host("toward"), lab.host("back"));
+    // What each router gets from the balancer's side while something is done.
+    let during = |work: &dyn Fn()| {
+        let before = (received(toward), received(back));
+        work();
+        (received(toward) - before.0, received(back) - before.1)
+    };
+    let got = during(&|| large_transfers(client, "by another router than the client's"));
+    println!("octets toward clients, by the clients' router and by the route's: {got:?}");
+    assert!(got.0 < 1_000_000 && got.1 > 15_000_000, "{got:?}");
+
+    let busy = busy(client, 10);
+    let got = during(&|| all_go_on(&busy, "by another router than the client's"));
+    assert!(got.1 > 10 * got.0, "{got:?}");
+    for (family, via) in
+        [("-4", Topology::address(1, 1).to_string()), ("-6", Topology::address_v6(1, 1).to_string())]
+    {
+        lab.host("lb1").output("ip", &[family, "route", "replace", "default", "via", &via]).unwrap();
+    }
+    eventually(LIMIT, "live flows follow the route", || {
+        let got = during(&|| all_go_on(&busy, "the route changed"));
+        println!("octets toward clients, by the new route's router and by the old one's: {got:?}");
+        ensure!(got.0 > 10 * got.1, "{got:?}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

@@ -56,6 +56,9 @@ impl Collected {
         let entry = self.0.entry(route.prefix).or_insert((route.metric, route.by));
         if route.metric < entry.0 {
             *entry = (route.metric, route.by);
+        } else if route.metric == entry.0 && route.by != entry.1 {
+            // As two routers that advertise themselves: the kernel takes whichever it reaches.
+            entry.1 = By::Otherwise;
         }
         // One more may be needed: see `client_routes`.
         if self.0.len() < MAX_CLIENT_ROUTES { Ok(()) } else { Err(TooMany) }
@@ -188,6 +191,8 @@ mod tests {
         let two = [("0.0.0.0/0", 100, by("10.0.1.1")), ("0.0.0.0/0", 50, by("10.0.1.2"))];
         assert_eq!(look_up(&ways(&two), &["192.0.2.1"]), [Some(2)]);
         assert_eq!(look_up(&ways(&[two[1], two[0]]), &["192.0.2.1"]), [Some(2)]);
+        let equal = [two[0], two[1], ("0.0.0.0/0", 50, by("10.0.1.3"))];
+        assert_eq!(look_up(&ways(&equal), &["192.0.2.1"]), [None]);
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Maps {
             let key = key.map_err(Error::map(name::ALLOW))?;
             actual.allow.insert((key.prefix_len(), key.data()));
         }
-        for entry in self.client_routes.iter() {
+        for entry in &self.client_routes {
             let (key, route) = entry.map_err(Error::map(name::CLIENT_ROUTES))?;
             actual.client_routes.insert((key.prefix_len(), key.data()), route);
         }

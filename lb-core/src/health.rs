@@ -129,6 +129,8 @@ pub struct Health {
     /// new.
     refused: bool,
     doubt: Option<Doubt>,
+    /// The probe under way is to be followed by another at once.
+    hurried: bool,
     phase: Phase,
     last_start: Option<Instant>,
     last_id: u64,
@@ -176,6 +178,7 @@ impl Health {
             streak: 0,
             refused: false,
             doubt: (state != State::Healthy).then(|| Doubt::new(now)),
+            hurried: false,
             phase: Phase::Waiting(now),
             last_start: None,
             last_id: 0,
@@ -227,7 +230,8 @@ impl Health {
             Outcome::Shared(reason) => self.failed_perhaps_with_all(reason, started, now),
         };
         // An overrun is followed at once: the wait counts from the start.
-        self.phase = Phase::Waiting((started + self.pause(random)).max(now));
+        let pause = if std::mem::take(&mut self.hurried) { REFUSAL_GAP } else { self.pause(random) };
+        self.phase = Phase::Waiting((started + pause).max(now));
         flip
     }
 
@@ -265,10 +269,11 @@ impl Health {
         }
     }
 
-    /// What the next probe says is wanted now; one under way goes on.
+    /// What a probe begun now says is wanted; one under way goes on to its end first.
     pub fn hurry(&mut self, now: Instant) {
-        if let Phase::Waiting(_) = self.phase {
-            self.probe_at_once(now);
+        match self.phase {
+            Phase::Waiting(_) => self.probe_at_once(now),
+            Phase::Probing { .. } => self.hurried = true,
         }
     }
 

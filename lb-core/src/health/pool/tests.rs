@@ -244,6 +244,15 @@ fn others_are_asked_as_soon_as_one_begins_to_fail() {
     pool.probe(1, 105, 110, Outcome::Passed);
     pool.probe(0, 305, 310, no_leader());
     assert_eq!(pool.states(), "DH", "no later than an own failure would be");
+
+    // One that is being asked already is asked again.
+    let mut pool = Pool::healthy(2);
+    let now = pool.start;
+    let probe = pool.backends[1].poll(now, 0).unwrap();
+    pool.probe(0, 10, 15, no_leader());
+    ask_others(&mut pool.backends.iter_mut().collect::<Vec<_>>(), 0, now + ms(15));
+    pool.backends[1].on_result(probe.id, Outcome::Passed, now + ms(40));
+    assert_eq!(pool.backends[1].next_timeout(), now + ms(40));
 }
 
 proptest! {

@@ -105,6 +105,14 @@ impl Member {
         self.alarms.iter().any(|alarm| alarm.kind == kind)
     }
 
+    /// The kinds of its cluster's alarms, each once.
+    pub fn alarm_kinds(&self) -> Vec<&str> {
+        let mut kinds: Vec<_> = self.alarms.iter().map(|alarm| alarm.kind.as_str()).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    }
+
     /// What is wrong with it by its own word.
     ///
     /// # Errors

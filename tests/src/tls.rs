@@ -128,6 +128,10 @@ impl Authority {
             key: self.dir.join(format!("{name}-key.pem")),
         };
         fs::write(&identity.cert, certificate.pem())?;
+        // One issued anew takes the place of the old one.
+        if identity.key.exists() {
+            fs::remove_file(&identity.key)?;
+        }
         write_secret(&identity.key, &key.serialize_pem())?;
         Ok(identity)
     }

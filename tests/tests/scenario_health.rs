@@ -12,7 +12,7 @@ use etcd_lb_tests::{
     Balancer, CLIENT_PORT, Cluster, Config, Host, Lab, Member, Role, Topology, VIP, etcd::Setup, eventually,
     held::HeldClients, https::Connection, tls::ServerUse,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// After an event, until whatever might have been reset wrongly was reset.
@@ -47,8 +47,12 @@ struct Clients {
     _connections: Vec<Connection>,
 }
 
+fn scene(name: &str, version: Version) -> Scene {
+    scene_of(name, version, ServerUse::ServerOnly, &[])
+}
+
 /// `etcd-4` is there for whoever comes later.
-fn scene(name: &str, version: Version, args: &[&str]) -> Scene {
+fn scene_of(name: &str, version: Version, usage: ServerUse, args: &[&str]) -> Scene {
     let topology = Topology::standard().without("lb2").without("client-2").with(Role::Client, "etcd-4", 14);
     let lab = Lab::start(name, &topology).unwrap();
     let setup = match version {
@@ -56,7 +60,7 @@ fn scene(name: &str, version: Version, args: &[&str]) -> Scene {
         Version::V3_5 => Setup::newer().unwrap(),
     };
     let args = args.iter().map(ToString::to_string).collect();
-    let cluster = Cluster::start_as(&lab, &Setup { usage: ServerUse::ServerOnly, args, ..setup }).unwrap();
+    let cluster = Cluster::start_as(&lab, &Setup { usage, args, ..setup }).unwrap();
     let host = lab.host("lb1");
     let config =
         Config::etcd(host, &cluster).backend("etcd-4", (lab.host("etcd-4").address(), CLIENT_PORT).into());
@@ -207,7 +211,7 @@ fn isolate(host: &Host) {
 }
 
 fn one_member(name: &str, version: Version) {
-    let mut scene = scene(name, version, &[]);
+    let mut scene = scene(name, version);
     // A host without etcd refuses, and is nobody's concern.
     scene.wait_verdict("nothing runs there", "etcd-4", "down", &["connection refused"]);
     for member in ["etcd-1", "etcd-2", "etcd-3"] {
@@ -224,6 +228,17 @@ fn one_member(name: &str, version: Version) {
         );
     }
     assert!((scene.balancer.metric("etcd_lb_etcd_is_leader", "").unwrap() - 1.0).abs() < 0.1);
+
+    // Kind `etcd` writes no raft entry.
+    let index = |scene: &Scene| -> Vec<Value> {
+        let status = scene.etcdctl(&["endpoint", "status", "-w", "json"]).unwrap();
+        let status: Value = serde_json::from_str(&status).unwrap();
+        status.as_array().unwrap().iter().map(|of| of["Status"]["raftIndex"].clone()).collect()
+    };
+    let before = index(&scene);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(before, index(&scene), "raft entries");
+    println!("| {version:?} | 3 s of probes | raft index {} before and after |", before[0]);
 
     let victim = scene.follower();
     scene.lose("stopped", &victim, &["connection refused"], |scene| {
@@ -258,7 +273,7 @@ fn one_member(name: &str, version: Version) {
 }
 
 fn whole_cluster(name: &str, version: Version) {
-    let scene = scene(name, version, &[]);
+    let scene = scene(name, version);
     let clients = scene.clients();
     // Two of three freeze: nobody has a quorum.
     let victims: Vec<String> =
@@ -292,7 +307,7 @@ fn whole_cluster(name: &str, version: Version) {
 }
 
 fn newcomers(name: &str, version: Version) {
-    let mut scene = scene(name, version, &[]);
+    let mut scene = scene(name, version);
     let spare = scene.lab.host("etcd-4").clone();
 
     let foreign = scene.cluster.foreign(&spare).unwrap();
@@ -313,7 +328,9 @@ fn newcomers(name: &str, version: Version) {
 
 fn alarm_and_auth(name: &str, version: Version) {
     // The least quota that holds what a cluster begins with.
-    let scene = scene(name, version, &["--quota-backend-bytes=1048576"]);
+    // An alarm of one's own choice is raised over the JSON gateway.
+    let quota = "--quota-backend-bytes=1048576";
+    let mut scene = scene_of(name, version, ServerUse::WithGateway, &[quota]);
     let clients = scene.clients();
     let value = "v".repeat(60_000);
     let full = (0..200).any(|number| scene.etcdctl(&["put", &format!("k{number}"), &value]).is_err());
@@ -344,6 +361,20 @@ fn alarm_and_auth(name: &str, version: Version) {
     })
     .unwrap();
 
+    assert_eq!(clients.broken(""), (0, 0), "nobody noticed");
+
+    let corrupt = "etcd-2";
+    scene.lose("CORRUPT", corrupt, &["alarm CORRUPT"], |scene| {
+        let member = scene.cluster.member(corrupt);
+        let alarm = json!({"action": "ACTIVATE", "memberID": member.id().to_string(), "alarm": "CORRUPT"});
+        let mut connection =
+            Connection::open(&scene.client, member.client_address(), &scene.cluster.pki, LIMIT).unwrap();
+        connection.post("/v3/maintenance/alarm", &alarm).unwrap();
+    });
+    scene.etcdctl(&["alarm", "disarm"]).unwrap();
+    scene.wait_members_healthy();
+
+    let clients = scene.clients();
     // The check's certificate is the user `client`, who may read nothing.
     scene
         .etcdctl(&["user", "add", "root", "--no-password"])

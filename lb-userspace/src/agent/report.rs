@@ -252,7 +252,8 @@ impl Agent {
             cluster_id: known.map(|member| format!("{:x}", member.cluster_id)),
             learner: member.map(|member| member.learner),
             alarms: member
-                .map_or_else(Vec::new, |m| m.alarms.iter().map(|alarm| alarm.kind.clone()).collect()),
+                .map(Member::alarm_kinds)
+                .map_or_else(Vec::new, |kinds| kinds.into_iter().map(str::to_owned).collect()),
             db_size: known.map(|member| member.db_size),
             tls_not_after: not_after.map(|at| timestamp::rfc3339(UNIX_EPOCH + Duration::from_secs(at))),
             check_ms: last.map(|last| millis(last.duration)),

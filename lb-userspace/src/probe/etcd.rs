@@ -1,6 +1,6 @@
 //! The check that knows etcd: its health service, a linearizable read, and what the member says of itself.
 
-use lb_core::etcd::{Alarm, Fault, Member};
+use lb_core::etcd::{Alarm, CORRUPT, Fault, Member, NOSPACE};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -76,8 +76,8 @@ async fn status_of(client: &Client, progress: &Progress) -> Result<Option<Result
     };
     let member = member(answer);
     let verdict = member.judge();
-    for alarm in &member.alarms {
-        progress.remark(format!("alarm {}{}", alarm.kind, alarm_words(&alarm.kind)));
+    for kind in member.alarm_kinds() {
+        progress.remark(format!("alarm {kind}{}", alarm_words(kind)));
     }
     progress.learn(member);
     Ok(Some(verdict))
@@ -128,9 +128,10 @@ fn is_permission(status: &Status) -> bool {
 
 fn alarm_words(kind: &str) -> &'static str {
     match kind {
-        lb_core::etcd::NOSPACE => {
+        NOSPACE => {
             ": a member's quota is used up and the cluster takes no writes (compact, defragment, disarm)"
         }
+        CORRUPT => ": a member's data differs from the others'",
         _ => "",
     }
 }

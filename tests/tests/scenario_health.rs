@@ -9,8 +9,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Config, Host, Lab, Member, Role, Topology, VIP, etcd::Setup, eventually,
-    held::HeldClients, https::Connection, tls::ServerUse,
+    Balancer, CLIENT_PORT, Cluster, Config, Host, Lab, Member, Role, Topology, VIP,
+    etcd::Setup,
+    eventually,
+    held::HeldClients,
+    https::Connection,
+    tls::{Authority, Identity, ServerUse},
 };
 use serde_json::{Value, json};
 
@@ -250,6 +254,13 @@ fn one_member(name: &str, version: Version) {
     scene.lose("frozen", &victim, &["TLS: timed out"], |scene| {
         scene.cluster.member(&victim).freeze().unwrap();
     });
+    // Probes of a frozen member leave nothing behind.
+    let pid = scene.balancer.process().unwrap().pid();
+    let open = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let before = open();
+    std::thread::sleep(Duration::from_secs(5));
+    println!("| {version:?} | frozen for 5 s more | {before} open files before, {} after |", open());
+    assert!(open() <= before + 5, "{before} open files, then {}", open());
     scene.cluster.member(&victim).thaw().unwrap();
     scene.wait_members_healthy();
 
@@ -387,6 +398,76 @@ fn alarm_and_auth(name: &str, version: Version) {
     }
     std::thread::sleep(AFTERWARDS);
     assert_eq!(clients.broken(""), (0, 0), "nobody noticed");
+}
+
+/// What TLS and gRPC are said to lack; what all members share breaks no connection.
+fn tls_and_kinds(name: &str, version: Version) {
+    let mut scene = scene(name, version);
+    let clients = scene.clients();
+    let pki = scene.cluster.pki.clone();
+    let host = scene.lab.host("lb1");
+    let paced = "interval = \"200ms\"\nfast_interval = \"50ms\"\ntimeout = \"500ms\"";
+    let (ca, cert) = (format!("ca_file = {:?}", pki.ca), format!("cert_file = {:?}", pki.client.cert));
+    let key = format!("key_file = {:?}", pki.client.key);
+    let apply = |lines: &[&str]| {
+        let config = Config::etcd(host, &scene.cluster).health(&lines.join("\n"));
+        scene.balancer.write_config(&config.text()).unwrap();
+        scene.balancer.reload().unwrap();
+    };
+    let wrong = "server_name = \"etcd.example.com\"";
+    for kind in ["etcd", "grpc"] {
+        let kind = format!("kind = {kind:?}");
+        apply(&[&kind, paced, &ca, &cert, &key]);
+        scene.wait_verdict(&kind, "etcd-1", "healthy", &["probe passed"]);
+        apply(&[&kind, paced, &ca, &cert, &key, wrong]);
+        let words = ["lacks the SAN entry DNS:etcd.example.com; it is valid for DNS:etcd-1"];
+        scene.wait_verdict(&format!("{kind}, {wrong}"), "etcd-1", "down", &words);
+        apply(&[&kind, paced, &ca]);
+        let words = ["the backend wants a client certificate", "the backend refuses our client certificate"];
+        scene.wait_verdict(&format!("{kind} without certificate"), "etcd-1", "down", &words);
+        apply(&[&kind, paced]);
+        let words = ["is the port a TLS port? then set ca_file"];
+        scene.wait_verdict(&format!("{kind} without TLS"), "etcd-1", "down", &words);
+    }
+
+    // Files are read anew when they change.
+    apply(&["kind = \"etcd\"", paced, &ca, &cert, &key]);
+    scene.wait_members_healthy();
+    let stranger = Authority::create(&scene.lab.dir().join("run")).unwrap().client("client").unwrap();
+    let replace = |from: &Identity| {
+        for (from, to) in [(&from.key, &pki.client.key), (&from.cert, &pki.client.cert)] {
+            std::fs::copy(from, to.with_extension("new")).unwrap();
+            std::fs::rename(to.with_extension("new"), to).unwrap();
+        }
+    };
+    let kept = Identity { cert: scene.lab.dir().join("kept.pem"), key: scene.lab.dir().join("kept-key.pem") };
+    std::fs::copy(&pki.client.cert, &kept.cert).unwrap();
+    std::fs::copy(&pki.client.key, &kept.key).unwrap();
+    replace(&stranger);
+    let words = ["refuses our client certificate"];
+    scene.wait_verdict("client certificate of another CA", "etcd-1", "down", &words);
+    replace(&kept);
+    scene.wait_verdict("the right one again", "etcd-1", "healthy", &["probe passed"]);
+    scene.wait_members_healthy();
+    std::thread::sleep(AFTERWARDS);
+    assert_eq!(clients.broken(""), (0, 0), "what all share breaks nobody's connection");
+    let pid = scene.balancer.process().unwrap().pid();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    println!(
+        "| {version:?} | {open} open files, {} |",
+        status.lines().find(|l| l.starts_with("VmRSS")).unwrap()
+    );
+}
+
+#[test]
+fn tls_and_kinds_of_3_4() {
+    tls_and_kinds("health_e4", Version::V3_4);
+}
+
+#[test]
+fn tls_and_kinds_of_3_5() {
+    tls_and_kinds("health_e5", Version::V3_5);
 }
 
 #[test]

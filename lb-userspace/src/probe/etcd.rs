@@ -76,7 +76,10 @@ async fn status_of(client: &Client, progress: &Progress) -> Result<Option<Result
     };
     let member = member(answer);
     let verdict = member.judge();
-    for kind in member.alarm_kinds() {
+    // What is the verdict already needs no remark.
+    for kind in
+        member.alarm_kinds().into_iter().filter(|kind| !(*kind == CORRUPT && verdict == Err(Fault::Corrupt)))
+    {
         progress.remark(format!("alarm {kind}{}", alarm_words(kind)));
     }
     progress.learn(member);

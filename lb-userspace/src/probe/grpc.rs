@@ -40,6 +40,8 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) struct Client {
     requests: tonic::client::Grpc<Requests>,
     broken: Broken,
+    /// What to look at where the connection breaks without a word.
+    hint: &'static str,
     _tasks: Arc<Tasks>,
 }
 
@@ -48,12 +50,11 @@ type Broken = Arc<OnceLock<String>>;
 
 impl Client {
     /// Begins HTTP/2 on `stream`; `origin` is scheme and authority of what is asked.
-    pub(super) async fn open<S>(stream: S, origin: &str) -> Result<Self, Failure>
+    pub(super) async fn open<S>(stream: S, origin: Uri) -> Result<Self, Failure>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let origin: Uri =
-            origin.parse().map_err(|error| Failure::new(format!("{origin} is no origin: {error}")))?;
+        let tls = origin.scheme_str() == Some("https");
         let broken = Broken::default();
         let tasks = Arc::new(Tasks::default());
         let stream = Watched { stream, broken: broken.clone() };
@@ -65,7 +66,12 @@ impl Client {
             let _ = connection.await;
         });
         let requests = tonic::client::Grpc::with_origin(Requests(sender), origin);
-        Ok(Self { requests, broken, _tasks: tasks })
+        let hint = if tls {
+            "does it refuse the client certificate? check cert_file and key_file"
+        } else {
+            "is the port a TLS port? then set ca_file"
+        };
+        Ok(Self { requests, broken, hint, _tasks: tasks })
     }
 
     /// One request, one answer.
@@ -98,9 +104,7 @@ impl Client {
             while let Some(source) = innermost.source() {
                 innermost = source;
             }
-            return format!(
-                "the backend did not answer in HTTP/2: {innermost} (is the port a TLS port? then set ca_file)"
-            );
+            return format!("the backend did not answer in HTTP/2: {innermost} ({})", self.hint);
         }
         match (status.code(), status.message()) {
             (code, "") => format!("gRPC status {code:?}"),
@@ -228,13 +232,22 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         octets: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.stream).poll_write(context, octets));
+        if result.is_err() {
+            // A peer that refuses us says why before it closes: the alert may be there to be read.
+            let mut rest = [0; 256];
+            if let Poll::Ready(read) =
+                Pin::new(&mut self.stream).poll_read(context, &mut ReadBuf::new(&mut rest))
+            {
+                self.note(&read);
+            }
+        }
         self.note(&result);
         Poll::Ready(result)
     }

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use hyper::Uri;
 use lb_core::{etcd::Member, health::Outcome};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -37,6 +38,15 @@ pub struct Spec {
     pub kind: Kind,
     /// With TLS: its files, and the name that the backend's certificate must have.
     pub tls: Option<(Arc<TlsSource>, String)>,
+}
+
+impl Spec {
+    /// Scheme and authority of what is asked by gRPC.
+    fn origin(&self, authority: &str) -> Result<Uri, Failure> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let origin = format!("{scheme}://{authority}");
+        origin.parse().map_err(|error| Failure::new(format!("{origin} is no origin: {error}")))
+    }
 }
 
 /// What to ask for.
@@ -231,6 +241,8 @@ async fn ask(spec: &Spec, progress: &Progress) -> Result<(), Failure> {
         },
         reason: error.to_string(),
     })?;
+    // A probe is a few small packets each way: Nagle's and delayed ACKs' 40 ms would be most of its time.
+    stream.set_nodelay(true).map_err(|error| Failure::new(error.to_string()))?;
     match &spec.tls {
         None => ask_over(stream, spec, progress).await,
         Some((source, server_name)) => {
@@ -246,18 +258,17 @@ async fn ask_over<S>(stream: S, spec: &Spec, progress: &Progress) -> Result<(), 
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let scheme = if spec.tls.is_some() { "https" } else { "http" };
     match &spec.kind {
         Kind::Tcp => Ok(()),
         Kind::Http(request) => http::ask(stream, request, progress).await,
         Kind::Grpc { authority } => {
             progress.set(Step::Health);
-            let client = grpc::Client::open(stream, &format!("{scheme}://{authority}")).await?;
+            let client = grpc::Client::open(stream, spec.origin(authority)?).await?;
             grpc::ask(&client, progress).await
         }
         Kind::Etcd { authority } => {
             progress.set(Step::Health);
-            let client = grpc::Client::open(stream, &format!("{scheme}://{authority}")).await?;
+            let client = grpc::Client::open(stream, spec.origin(authority)?).await?;
             etcd::ask(&client, progress).await
         }
     }

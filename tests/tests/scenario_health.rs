@@ -279,7 +279,11 @@ fn one_member(name: &str, version: Version) {
     scene.lose("removed", &victim, &["connection refused", "connect", "health", "TLS"], |scene| {
         let leader = scene.cluster.leader().unwrap();
         let endpoint = format!("https://{}", scene.cluster.member(leader).client_address());
-        scene.cluster.etcdctl(&scene.client, &endpoint, &["member", "remove", &id]).unwrap();
+        // Refused as unhealthy until the members have been connected for 5 s.
+        eventually(LIMIT, "removing a member", || {
+            scene.cluster.etcdctl(&scene.client, &endpoint, &["member", "remove", &id])
+        })
+        .unwrap();
     });
 }
 

@@ -39,6 +39,7 @@ main() {
         say "  ${runtime_packages[*]}"
     fi
     have_linker || build_linker
+    [ -x "$newer_etcd/usr/bin/etcd" ] || fetch_newer_etcd
     say "ready"
 }
 
@@ -101,6 +102,34 @@ unavailable() {
 and run this again." ;;
     *) die "this release has no package $1; install what it brings by hand, and run this again" ;;
     esac
+}
+
+# The scenarios of health checks also run members of the etcd after this release's: Debian's next suite has it, and its
+# binaries run here. The machine's own lists of packages stay as they are.
+newer_suite=trixie
+newer_etcd=$target/tools/etcd-$newer_suite
+
+fetch_newer_etcd() {
+    local own=/etc/apt/sources.list.d/debian.sources work="$target/tools/apt-$newer_suite"
+    if ! command -v apt-get >/dev/null || [ ! -r "$own" ]; then
+        say "no $own to find $newer_suite by: put an etcd 3.5 at $newer_etcd/usr/bin/etcd for scenario_health"
+        return
+    fi
+    say "fetching the etcd of Debian $newer_suite into $newer_etcd"
+    rm -rf "$work"
+    mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$newer_etcd"
+    # The first stanza: the archive itself, not its updates.
+    sed -n "/^\$/q; s/^Suites:.*/Suites: $newer_suite/; p" "$own" >"$work/debian.sources"
+    local options=(-q -o "Dir::Etc::sourcelist=$work/debian.sources" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=root)
+    (
+        cd "$work"
+        apt-get "${options[@]}" update
+        apt-get "${options[@]}" download etcd-server
+        dpkg -x etcd-server_*.deb "$newer_etcd"
+    )
+    rm -rf "$work"
+    "$newer_etcd/usr/bin/etcd" --version | head -n 1
 }
 
 # Once, into the target directory: nothing outside the checkout changes.

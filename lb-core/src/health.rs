@@ -13,10 +13,18 @@
 //! way or a timer armed: a probe whose result never comes is counted as failed, so a lost task cannot freeze
 //! a verdict.
 //!
+//! What all members of a cluster may suffer at once (no leader, a linearizable read without quorum) is a *shared failure*:
+//! it counts like any other, but the verdict is withheld until another backend of the service is seen to do better, see
+//! [`settle`].
+//!
 //! Draining is the operator's overlay and stands elsewhere: a draining backend goes on being probed.
+
+mod pool;
 
 use std::fmt;
 use std::time::{Duration, Instant};
+
+pub use pool::{ask_others, settle};
 
 /// The pace of a backend's probes. Validated by [`crate::config`]: `rise` and `fall` at least 1, no duration
 /// zero.
@@ -85,8 +93,17 @@ pub enum Outcome {
     Passed,
     /// The connection was refused: if the data plane has just seen the same, that settles it.
     Refused,
-    /// Anything else, in words for the operator.
+    /// Anything else that is the backend's own, in words for the operator.
     Failed(String),
+    /// What its whole cluster may suffer: a verdict only where another backend does better.
+    Shared(String),
+}
+
+/// A probe that passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pass {
+    pub begun: Instant,
+    pub ended: Instant,
 }
 
 /// How long after its deadline a probe without result is given up. Only a lost task ever gets here, so it
@@ -111,9 +128,25 @@ pub struct Health {
     /// A refusal was counted, or there is a suspicion, and no probe has ended since: its probe decides, further refusals say nothing
     /// new.
     refused: bool,
+    doubt: Option<Doubt>,
+    /// The probe under way is to be followed by another at once.
+    hurried: bool,
     phase: Phase,
     last_start: Option<Instant>,
     last_id: u64,
+    /// The last probe passed.
+    passed: Option<Pass>,
+}
+
+/// Kept from a failure on until a probe passes, or until it is sure that the failure is the backend's own.
+#[derive(Debug, Clone, Copy)]
+struct Doubt {
+    /// When the first failure was known.
+    since: Instant,
+    /// The end of the first passed probe of another backend that began after that: who fails a probe begun later fails alone.
+    witness: Option<Instant>,
+    /// `fall` is reached, but a shared failure has no witness yet.
+    withheld: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -144,9 +177,12 @@ impl Health {
             last_check: None,
             streak: 0,
             refused: false,
+            doubt: (state != State::Healthy).then(|| Doubt::new(now)),
+            hurried: false,
             phase: Phase::Waiting(now),
             last_start: None,
             last_id: 0,
+            passed: None,
         }
     }
 
@@ -179,16 +215,23 @@ impl Health {
             return None;
         }
         self.last_check = Some(now);
+        self.passed = (outcome == Outcome::Passed).then_some(Pass { begun: started, ended: now });
         let confirmed = std::mem::take(&mut self.refused) && outcome == Outcome::Refused;
         let flip = match outcome {
             Outcome::Passed => self.passed(now),
             Outcome::Refused => {
-                self.failed(if confirmed { u32::MAX } else { 1 }, "connection refused".into(), now)
+                let count = if confirmed { u32::MAX } else { 1 };
+                let flip = self.failed(count, "connection refused".into(), started, now);
+                // Whatever the others do: a process that is gone has no connections left.
+                self.prove(self.state == State::Down);
+                flip
             }
-            Outcome::Failed(reason) => self.failed(1, reason, now),
+            Outcome::Failed(reason) => self.failed(1, reason, started, now),
+            Outcome::Shared(reason) => self.failed_perhaps_with_all(reason, started, now),
         };
         // An overrun is followed at once: the wait counts from the start.
-        self.phase = Phase::Waiting((started + self.pause(random)).max(now));
+        let pause = if std::mem::take(&mut self.hurried) { REFUSAL_GAP } else { self.pause(random) };
+        self.phase = Phase::Waiting((started + pause).max(now));
         flip
     }
 
@@ -210,9 +253,10 @@ impl Health {
         if self.state != State::Healthy || self.refused {
             return None;
         }
-        let flip = self.failed(1, "connection refused, seen in traffic".into(), now);
+        let flip = self.failed(1, "connection refused, seen in traffic".into(), now, now);
+        self.prove(flip.is_some());
         self.refused = flip.is_none();
-        self.phase = Phase::Waiting(self.last_start.map_or(now, |t| (t + REFUSAL_GAP).max(now)));
+        self.probe_at_once(now);
         flip
     }
 
@@ -221,8 +265,66 @@ impl Health {
     pub fn on_suspicion(&mut self, now: Instant) {
         if self.state == State::Healthy && !self.refused {
             self.refused = true;
-            self.phase = Phase::Waiting(self.last_start.map_or(now, |t| (t + REFUSAL_GAP).max(now)));
+            self.probe_at_once(now);
         }
+    }
+
+    /// What a probe begun now says is wanted; one under way goes on to its end first.
+    pub fn hurry(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Waiting(_) => self.probe_at_once(now),
+            Phase::Probing { .. } => self.hurried = true,
+        }
+    }
+
+    /// Another backend of the service passed a probe.
+    pub fn on_witness(&mut self, pass: Pass) {
+        if let Some(doubt) = &mut self.doubt
+            && doubt.witness.is_none()
+            && pass.begun >= doubt.since
+        {
+            doubt.witness = Some(pass.ended);
+            if self.state == State::Down || doubt.withheld {
+                // Its next failure decides, and one that began before does not.
+                self.probe_at_once(pass.ended);
+            }
+        }
+    }
+
+    /// No backend of the service does better, so that its failure says nothing about itself alone.
+    fn doubt_again(&mut self, now: Instant) {
+        if self.state == State::Down {
+            self.doubt.get_or_insert(Doubt::new(now));
+        }
+    }
+
+    /// No backend of the service does better: a verdict that was withheld is spoken, so that the service fails open. It stays
+    /// unconfirmed, see [`Health::fails_alone`].
+    pub fn concede(&mut self, now: Instant) -> Option<Flip> {
+        let doubt = self.doubt.as_mut().filter(|doubt| doubt.withheld)?;
+        doubt.withheld = false;
+        Some(self.flip(State::Down, now))
+    }
+
+    /// The verdict is due, but withheld: all backends may suffer the same.
+    pub fn is_withheld(&self) -> bool {
+        self.doubt.is_some_and(|doubt| doubt.withheld)
+    }
+
+    /// Down, while another backend was seen to do better. Only such a backend's flows may be reset: where all fail, they may
+    /// all return.
+    pub fn fails_alone(&self) -> bool {
+        self.state == State::Down && self.doubt.is_none()
+    }
+
+    /// The last probe, if it passed.
+    pub fn pass(&self) -> Option<Pass> {
+        self.passed
+    }
+
+    /// The last result was the first failure of a healthy backend.
+    fn begins_to_fail(&self) -> bool {
+        self.state == State::Healthy && self.streak == 1
     }
 
     /// When the driver must look again: the next probe's start, or the end of patience with the one under
@@ -253,42 +355,98 @@ impl Health {
         self.last_check
     }
 
+    fn probe_at_once(&mut self, now: Instant) {
+        self.phase = Phase::Waiting(self.last_start.map_or(now, |t| (t + REFUSAL_GAP).max(now)));
+    }
+
     fn passed(&mut self, now: Instant) -> Option<Flip> {
         self.reason = "probe passed".into();
         match self.state {
             State::Healthy => {
                 self.streak = 0;
+                self.doubt = None;
                 None
             }
-            State::Starting => self.flip(State::Healthy, now),
+            State::Starting => {
+                self.doubt = None;
+                Some(self.flip(State::Healthy, now))
+            }
             State::Down => {
                 self.streak = self.streak.saturating_add(1);
-                if self.streak >= self.timing.rise { self.flip(State::Healthy, now) } else { None }
+                if self.streak < self.timing.rise {
+                    return None;
+                }
+                self.doubt = None;
+                Some(self.flip(State::Healthy, now))
             }
         }
     }
 
-    /// `count` is how many failures this one stands for.
-    fn failed(&mut self, count: u32, reason: String, now: Instant) -> Option<Flip> {
+    /// A failure of the backend's own, by a probe begun at `begun`; it stands for `count`.
+    fn failed(&mut self, count: u32, reason: String, begun: Instant, now: Instant) -> Option<Flip> {
         self.reason = reason;
+        let doubt = *self.doubt.get_or_insert(Doubt::new(now));
         match self.state {
             State::Down => {
                 self.streak = 0;
+                self.prove(doubt.fails_alone(begun));
                 None
             }
-            State::Starting => self.flip(State::Down, now),
+            State::Starting => Some(self.flip(State::Down, now)),
             State::Healthy => {
                 self.streak = self.streak.saturating_add(count);
-                if self.streak >= self.timing.fall { self.flip(State::Down, now) } else { None }
+                if self.streak < self.timing.fall {
+                    return None;
+                }
+                // With `fall = 1` there is no time for a witness, and none was asked for.
+                self.prove(doubt.witness.is_some() || self.timing.fall == 1);
+                Some(self.flip(State::Down, now))
             }
         }
     }
 
-    fn flip(&mut self, to: State, now: Instant) -> Option<Flip> {
+    /// A failure that says as much of the cluster as of the backend.
+    fn failed_perhaps_with_all(&mut self, reason: String, begun: Instant, now: Instant) -> Option<Flip> {
+        self.reason = reason;
+        if self.fails_alone() {
+            return None;
+        }
+        let doubt = self.doubt.get_or_insert(Doubt::new(now));
+        let alone = doubt.fails_alone(begun);
+        match self.state {
+            State::Down => {
+                self.streak = 0;
+                self.prove(alone);
+                None
+            }
+            // Nobody relies on it yet.
+            State::Starting => Some(self.flip(State::Down, now)),
+            State::Healthy => {
+                self.streak = self.streak.saturating_add(1);
+                doubt.withheld = self.streak >= self.timing.fall;
+                if !(doubt.withheld && alone) {
+                    return None;
+                }
+                self.prove(true);
+                Some(self.flip(State::Down, now))
+            }
+        }
+    }
+
+    /// That it fails alone is sure now, if it is.
+    fn prove(&mut self, alone: bool) {
+        if alone {
+            self.doubt = None;
+        } else if let Some(doubt) = &mut self.doubt {
+            doubt.withheld = false;
+        }
+    }
+
+    fn flip(&mut self, to: State, now: Instant) -> Flip {
         let from = std::mem::replace(&mut self.state, to);
         self.since = now;
         self.streak = 0;
-        Some(Flip { from, to, reason: self.reason.clone() })
+        Flip { from, to, reason: self.reason.clone() }
     }
 
     /// The wait from a probe's start to the next one's.
@@ -296,6 +454,17 @@ impl Health {
         let in_transition = self.streak > 0 || self.state == State::Starting;
         let full = if in_transition { self.timing.fast_interval } else { self.timing.interval };
         full - full.mul_f64(f64::from(random) / f64::from(u32::MAX) * MAX_JITTER)
+    }
+}
+
+impl Doubt {
+    fn new(since: Instant) -> Self {
+        Self { since, witness: None, withheld: false }
+    }
+
+    /// Whether a failed probe that began then failed alone: another had passed by then.
+    fn fails_alone(&self, begun: Instant) -> bool {
+        self.witness.is_some_and(|ended| begun >= ended)
     }
 }
 

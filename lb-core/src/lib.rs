@@ -8,6 +8,7 @@
 pub mod choice;
 pub mod config;
 pub mod desired;
+pub mod etcd;
 pub mod health;
 pub mod maglev;
 pub mod rebalance;

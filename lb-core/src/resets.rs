@@ -26,14 +26,15 @@ pub struct Member {
 
 /// For each backend of a service: whether its flows are to end now. Levels, not edges: a backend that is down has its
 /// flows reset as long as another one can take them, also when that one became healthy later. While no other is healthy
-/// nobody is reset: the service fails open, or the flows are all that works.
+/// nobody is reset: the service fails open, or the flows are all that works. A backend whose failure others may share keeps
+/// its flows until it turns out to fail alone: they may be fine by the time that another becomes healthy.
 pub fn due(members: &[Member], policy: OnBackendDown) -> Vec<bool> {
     let takes = |member: &Member| {
         member.standing.state == State::Healthy && !member.standing.drained && member.weight > 0
     };
     let somewhere_to_go = members.iter().any(takes);
     let resets = policy == OnBackendDown::Reset && somewhere_to_go;
-    members.iter().map(|member| resets && member.standing.state == State::Down).collect()
+    members.iter().map(|member| resets && member.standing.fails_alone).collect()
 }
 
 /// Flows whose ends are to be told, in order and paced. Times are ns of any clock that does not go back.
@@ -111,17 +112,18 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// `H`ealthy, `D`own, `S`tarting; `!`: drained; `0`: weight 0.
+    /// `H`ealthy, `D`own, `d`own perhaps with all others, `S`tarting; `!`: drained; `0`: weight 0.
     fn members(text: &str) -> Vec<Member> {
         text.split_whitespace()
             .map(|word| Member {
                 standing: Standing {
                     state: match word.as_bytes()[0] {
                         b'H' => State::Healthy,
-                        b'D' => State::Down,
+                        b'D' | b'd' => State::Down,
                         _ => State::Starting,
                     },
                     accepts: false,
+                    fails_alone: word.starts_with('D'),
                     drained: word.contains('!'),
                 },
                 weight: u32::from(!word.contains('0')),
@@ -145,6 +147,9 @@ mod tests {
             ("H! D D",    "000"),
             ("H0 D D",    "000"),
             ("S D D",     "000"),
+            // A quorum that returns is seen by one before the others.
+            ("H d d",     "000"),
+            ("H d D",     "001"),
             // Not checked yet is not down.
             ("S H D",     "001"),
             ("",          ""),

@@ -61,7 +61,7 @@ impl Config {
     fn of_etcd(host: &Host, cluster: &Cluster) -> Self {
         let pki = &cluster.pki;
         Self::tcp(host).health(&format!(
-            "kind = \"http\"\ninterval = \"500ms\"\nfast_interval = \"100ms\"\ntimeout = \"500ms\"\nrise = 2\nfall = 2\n\
+            "kind = \"etcd\"\ninterval = \"500ms\"\nfast_interval = \"100ms\"\ntimeout = \"500ms\"\nrise = 2\nfall = 2\n\
              ca_file = {:?}\ncert_file = {:?}\nkey_file = {:?}",
             pki.ca, pki.client.cert, pki.client.key
         ))

@@ -10,7 +10,7 @@ use crate::{
     CLIENT_PORT, Host, Lab, Process, Role, VIP, VIP6, eventually,
     https::Connection,
     netns,
-    tls::{Authority, Identity, Pki},
+    tls::{Authority, Identity, Pki, ServerUse},
 };
 
 /// Port of peer traffic, plain HTTP: it never passes the balancer.
@@ -30,7 +30,42 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 pub struct Cluster {
     /// Certificates of the run.
     pub pki: Pki,
+    authority: Authority,
+    setup: Setup,
     members: Vec<Member>,
+}
+
+/// How members are run.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The server's program.
+    pub program: PathBuf,
+    /// What its certificates are good for.
+    pub usage: ServerUse,
+    /// Arguments more.
+    pub args: Vec<String>,
+}
+
+impl Default for Setup {
+    /// The etcd that is installed, its JSON gateway usable.
+    fn default() -> Self {
+        Self { program: "etcd".into(), usage: ServerUse::WithGateway, args: Vec::new() }
+    }
+}
+
+impl Setup {
+    /// The etcd of Debian's next suite, 3.5, which `scripts/setup.sh` fetches.
+    ///
+    /// # Errors
+    ///
+    /// If it was not fetched.
+    pub fn newer() -> Result<Self> {
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from);
+        let program = target.join("tools/etcd-trixie/usr/bin/etcd");
+        ensure!(program.is_file(), "there is no {}: run scripts/setup.sh", program.display());
+        Ok(Self { program, ..Self::default() })
+    }
 }
 
 /// A member: its host, its files, and its process while it runs.
@@ -39,7 +74,10 @@ pub struct Member {
     host: Host,
     identity: Identity,
     pki: Pki,
+    setup: Setup,
     initial_cluster: String,
+    /// It joins a cluster that is there.
+    joins: bool,
     data_dir: PathBuf,
     id: u64,
     process: Option<Process>,
@@ -52,28 +90,23 @@ impl Cluster {
     ///
     /// If one cannot be started, or they are not healthy within 30 s.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_as(lab, &Setup::default())
+    }
+
+    /// The same with members that are run so.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be started, or they are not healthy within 30 s.
+    pub fn start_as(lab: &Lab, setup: &Setup) -> Result<Self> {
         let authority = Authority::create(&lab.dir().join("tls"))?;
         let pki = authority.pki()?;
-        let initial_cluster: Vec<String> = lab
-            .hosts(Role::Member)
-            .map(|host| format!("{}=http://{}:{PEER_PORT}", host.name(), host.address()))
-            .collect();
+        let initial_cluster: Vec<String> = lab.hosts(Role::Member).map(peer).collect();
         ensure!(!initial_cluster.is_empty(), "the lab has no member hosts");
 
         let mut members = Vec::new();
         for host in lab.hosts(Role::Member) {
-            let mut member = Member {
-                host: host.clone(),
-                identity: authority.server(
-                    host.name(),
-                    &[host.address().into(), host.address_v6().into(), VIP.into(), VIP6.into()],
-                )?,
-                pki: pki.clone(),
-                initial_cluster: initial_cluster.join(","),
-                data_dir: lab.dir().join("data").join(host.name()),
-                id: 0,
-                process: None,
-            };
+            let mut member = Member::new(host, &authority, &pki, setup, initial_cluster.join(","))?;
             member.start()?;
             members.push(member);
         }
@@ -81,7 +114,47 @@ impl Cluster {
             member.wait_healthy()?;
             member.id = member.status()?.member_id;
         }
-        Ok(Self { pki, members })
+        Ok(Self { pki, authority, setup: setup.clone(), members })
+    }
+
+    /// Adds a member as a learner, and starts it on this host. It is healthy once it is promoted.
+    ///
+    /// # Errors
+    ///
+    /// If the cluster refuses it, or it cannot be started.
+    pub fn add_learner(&mut self, host: &Host) -> Result<()> {
+        let url = format!("--peer-urls=http://{}:{PEER_PORT}", host.address());
+        eventually(HEALTHY_LIMIT, "adding a learner", || {
+            // Refused as unhealthy until the members have been connected for 5 s.
+            self.etcdctl(host, &self.endpoints(), &["member", "add", host.name(), "--learner", &url])
+        })?;
+        let peers: Vec<String> = self.members.iter().map(Member::host).chain([host]).map(peer).collect();
+        let mut member = Member::new(host, &self.authority, &self.pki, &self.setup, peers.join(","))?;
+        member.joins = true;
+        member.start()?;
+        self.members.push(member);
+        Ok(())
+    }
+
+    /// A member of another cluster on this host, with certificates of the same authority.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started, or is not healthy within 30 s.
+    pub fn foreign(&self, host: &Host) -> Result<Member> {
+        let mut member = Member::new(host, &self.authority, &self.pki, &self.setup, peer(host))?;
+        member.start()?;
+        member.wait_healthy()?;
+        Ok(member)
+    }
+
+    /// A client certificate of its authority for this user, as etcd's auth takes it from the common name.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be written.
+    pub fn client(&self, user: &str) -> Result<Identity> {
+        self.authority.client(user)
     }
 
     /// The members, in the order of their names.
@@ -160,6 +233,11 @@ impl Cluster {
     }
 }
 
+/// A member as `--initial-cluster` names it.
+fn peer(host: &Host) -> String {
+    format!("{}=http://{}:{PEER_PORT}", host.name(), host.address())
+}
+
 /// What a member says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
@@ -186,6 +264,27 @@ impl Status {
 }
 
 impl Member {
+    fn new(
+        host: &Host,
+        authority: &Authority,
+        pki: &Pki,
+        setup: &Setup,
+        initial_cluster: String,
+    ) -> Result<Self> {
+        let addresses = [host.address().into(), host.address_v6().into(), VIP.into(), VIP6.into()];
+        Ok(Self {
+            host: host.clone(),
+            identity: authority.server(host.name(), &addresses, setup.usage)?,
+            pki: pki.clone(),
+            setup: setup.clone(),
+            initial_cluster,
+            joins: false,
+            data_dir: host.lab_dir().join("data").join(host.name()),
+            id: 0,
+            process: None,
+        })
+    }
+
     /// Its name, which is its host's.
     pub fn name(&self) -> &str {
         self.host.name()
@@ -297,7 +396,27 @@ impl Member {
     ///
     /// If it does not answer.
     pub fn status(&self) -> Result<Status> {
-        Status::over(&mut self.connect()?)
+        if self.setup.usage == ServerUse::WithGateway {
+            return Status::over(&mut self.connect()?);
+        }
+        let mut command = self.host.command("etcdctl");
+        command.env("ETCDCTL_API", "3").arg(format!("--endpoints=https://{}", self.client_address())).args([
+            "--command-timeout=2s",
+            "endpoint",
+            "status",
+            "-w",
+            "json",
+        ]);
+        for (flag, path) in
+            [("--cacert", &self.pki.ca), ("--cert", &self.pki.client.cert), ("--key", &self.pki.client.key)]
+        {
+            command.arg(flag).arg(path);
+        }
+        let answer: Value = serde_json::from_str(&netns::output(&mut command)?)?;
+        let status = &answer[0]["Status"];
+        let member_id = status["header"]["member_id"].as_u64();
+        let member_id = member_id.with_context(|| format!("no member_id in {answer}"))?;
+        Ok(Status { member_id, leader: status["leader"].as_u64().unwrap_or(0) })
     }
 
     fn connect(&self) -> Result<Connection> {
@@ -313,7 +432,7 @@ impl Member {
         let client = format!("https://{address}:{CLIENT_PORT}");
         let listen = format!("{client},https://{}", self.client_address_v6());
         let peer = format!("http://{address}:{PEER_PORT}");
-        let mut command = self.host.command("etcd");
+        let mut command = self.host.command(&self.setup.program);
         // Whatever the caller's environment says of etcd is not meant for this one.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD_")) {
             command.env_remove(name);
@@ -324,7 +443,11 @@ impl Member {
             .args(["--advertise-client-urls", &client, "--listen-client-urls", &listen])
             .arg(format!("--listen-metrics-urls=http://{address}:{METRICS_PORT}"))
             .args(["--heartbeat-interval", HEARTBEAT_MS, "--election-timeout", ELECTION_MS])
-            .args(["--logger", "zap", "--client-cert-auth"]);
+            .args(["--logger", "zap", "--client-cert-auth"])
+            .args(&self.setup.args);
+        if self.joins {
+            command.args(["--initial-cluster-state", "existing"]);
+        }
         for (flag, path) in [
             ("--data-dir", &self.data_dir),
             ("--trusted-ca-file", &self.pki.ca),

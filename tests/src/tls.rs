@@ -37,6 +37,15 @@ pub struct Pki {
     pub config: Arc<ClientConfig>,
 }
 
+/// What a server certificate is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerUse {
+    /// `serverAuth` alone, as a careful authority issues it.
+    ServerOnly,
+    /// `clientAuth` too.
+    WithGateway,
+}
+
 /// Makes the CA and what it signs.
 #[derive(Debug)]
 pub struct Authority {
@@ -62,18 +71,22 @@ impl Authority {
         Ok(Self { dir: dir.to_path_buf(), ca, issuer: Issuer::new(params, key) })
     }
 
-    /// A server certificate valid for the member's addresses, the VIPs and localhost. It is one for clients too, since
-    /// etcd 3.4's own JSON gateway connects to its gRPC side with it.
+    /// A server certificate valid for the member's addresses, the VIPs and localhost. With [`ServerUse::WithGateway`] it is one
+    /// for clients too, since etcd's own JSON gateway connects to its gRPC side with it.
     ///
     /// # Errors
     ///
     /// If a file cannot be written.
-    pub fn server(&self, name: &str, addresses: &[IpAddr]) -> Result<Identity> {
+    pub fn server(&self, name: &str, addresses: &[IpAddr], usage: ServerUse) -> Result<Identity> {
         let mut names = vec![name.to_owned(), "localhost".into(), "127.0.0.1".into()];
         names.extend(addresses.iter().map(IpAddr::to_string));
         let mut params = named(name, names)?;
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = match usage {
+            ServerUse::ServerOnly => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            ServerUse::WithGateway => {
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+            }
+        };
         self.issue(name, &params)
     }
 
@@ -83,9 +96,7 @@ impl Authority {
     ///
     /// If a file cannot be written, or rustls refuses what was made.
     pub fn pki(&self) -> Result<Pki> {
-        let mut params = named("client", Vec::new())?;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let client = self.issue("client", &params)?;
+        let client = self.client("client")?;
 
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&self.ca)?)?;
@@ -98,6 +109,17 @@ impl Authority {
         Ok(Pki { ca: self.ca.clone(), client, config: Arc::new(config) })
     }
 
+    /// A client certificate with this common name.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be written.
+    pub fn client(&self, name: &str) -> Result<Identity> {
+        let mut params = named(name, Vec::new())?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(name, &params)
+    }
+
     fn issue(&self, name: &str, params: &CertificateParams) -> Result<Identity> {
         let key = KeyPair::generate()?;
         let certificate: Certificate = params.signed_by(&key, &self.issuer)?;
@@ -106,6 +128,10 @@ impl Authority {
             key: self.dir.join(format!("{name}-key.pem")),
         };
         fs::write(&identity.cert, certificate.pem())?;
+        // One issued anew takes the place of the old one.
+        if identity.key.exists() {
+            fs::remove_file(&identity.key)?;
+        }
         write_secret(&identity.key, &key.serialize_pem())?;
         Ok(identity)
     }

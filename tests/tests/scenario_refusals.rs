@@ -246,6 +246,4 @@ fn what_this_release_lacks_is_refused_by_name() {
         let output = start(&scene, &(standard() + more), plain);
         refused(&scene, &output, 2, &[word, "not supported yet"]);
     }
-    let text = standard().replacen("kind = \"tcp\"", "kind = \"etcd\"", 1);
-    refused(&scene, &start(&scene, &text, plain), 2, &["etcd", "not supported yet"]);
 }

@@ -83,18 +83,11 @@ pub(super) struct Sink<'t> {
     file: &'t str,
     errors: RefCell<Vec<(usize, Diagnostic)>>,
     warnings: RefCell<Vec<(usize, Diagnostic)>>,
-    said: RefCell<Vec<&'static str>>,
 }
 
 impl<'t> Sink<'t> {
     pub(super) fn new(text: &'t str, file: &'t str) -> Self {
-        Self {
-            text,
-            file,
-            errors: RefCell::default(),
-            warnings: RefCell::default(),
-            said: RefCell::default(),
-        }
+        Self { text, file, errors: RefCell::default(), warnings: RefCell::default() }
     }
 
     pub(super) fn error(&self, at: &Span, message: impl Into<String>) {
@@ -103,15 +96,6 @@ impl<'t> Sink<'t> {
 
     pub(super) fn warn(&self, at: &Span, message: impl Into<String>) {
         self.warnings.borrow_mut().push((at.start, self.diagnostic(at, message.into())));
-    }
-
-    /// As [`Sink::warn`], the first time only for a `topic`.
-    pub(super) fn warn_once(&self, topic: &'static str, at: &Span, message: impl Into<String>) {
-        let mut said = self.said.borrow_mut();
-        if !said.contains(&topic) {
-            said.push(topic);
-            self.warn(at, message);
-        }
     }
 
     pub(super) fn has_errors(&self) -> bool {

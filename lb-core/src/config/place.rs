@@ -34,10 +34,6 @@ impl Document<'_> {
         self.walk(path).last().map_or(0..0, Spanned::span)
     }
 
-    pub(super) fn is_written(&self, path: &[Step<'_>]) -> bool {
-        self.walk(path).count() == path.len()
-    }
-
     /// The values along a path, as far as it is written.
     fn walk<'s>(&'s self, path: &'s [Step<'s>]) -> impl Iterator<Item = &'s Spanned<DeValue<'s>>> {
         let mut at: Option<&'s Spanned<DeValue<'s>>> = None;

@@ -11,7 +11,6 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::{Sink, Span};
 use super::schema::{Need, SECTIONS, Schema};
-use super::supported;
 use super::value::{FromToml, Problem, Show, nearest};
 
 pub(super) struct Section<'d> {
@@ -132,19 +131,12 @@ impl<'d> Section<'d> {
     }
 
     fn unwritten<T: FromToml>(&self, key: &'static str) -> Option<T> {
-        let default = match supported::other_default(self.schema, key) {
-            Some(other) => {
-                self.sink.warn_once(key, &self.place, other.warning());
-                other.toml
+        let default = match self.schema.key(key)?.need {
+            Need::Default(toml) => toml,
+            Need::Required | Need::Optional | Need::Section(_) => {
+                self.sink.error(&self.place, format!("`{key}` is missing{}; add it", inside(self.schema)));
+                return None;
             }
-            None => match self.schema.key(key)?.need {
-                Need::Default(toml) => toml,
-                Need::Required | Need::Optional | Need::Section(_) => {
-                    self.sink
-                        .error(&self.place, format!("`{key}` is missing{}; add it", inside(self.schema)));
-                    return None;
-                }
-            },
         };
         // A default that cannot be read is a slip in the schema, which a test of all defaults rules out.
         DeValue::parse(default).ok().and_then(|value| self.read(key, &value))

@@ -2,37 +2,8 @@
 //! here, so that nothing is ever silently ignored. Whoever builds a missing piece deletes its lines.
 
 use super::diagnostic::Sink;
-use super::model::{Config, HealthKind, Service};
+use super::model::{Config, Service};
 use super::place::{Document, Step};
-use super::schema::{HEALTH, Schema};
-
-/// A key whose default is not supported yet, and what it means meanwhile.
-pub(super) struct OtherDefault {
-    schema: &'static Schema,
-    key: &'static str,
-    /// In TOML.
-    pub(super) toml: &'static str,
-    /// The contract's default, and why it is not used.
-    default: &'static str,
-}
-
-static OTHER_DEFAULTS: [OtherDefault; 1] =
-    [OtherDefault { schema: &HEALTH, key: "kind", toml: "\"http\"", default: "\"etcd\"" }];
-
-impl OtherDefault {
-    pub(super) fn warning(&self) -> String {
-        let Self { schema, key, toml, default } = self;
-        format!(
-            "`{key}` is not written in {}: its default {default} is not supported yet, so this release \
-             uses {toml}; write `{key} = {toml}` to keep that after an upgrade",
-            schema.title
-        )
-    }
-}
-
-pub(super) fn other_default(schema: &Schema, key: &str) -> Option<&'static OtherDefault> {
-    OTHER_DEFAULTS.iter().find(|other| other.schema == schema && other.key == key)
-}
 
 /// Refuses what is written and not supported yet.
 pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) {
@@ -50,17 +21,6 @@ pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) 
         refuse_in_service(service, &|key, what, fix| {
             not_yet(&[&path[..], &[key.into()]].concat(), what, fix);
         });
-
-        let path = [&path[..], &["health".into()]].concat();
-        let lag = [&path[..], &["max_raft_lag".into()]].concat();
-        let kind = service.health.probe.kind();
-        if matches!(kind, HealthKind::Etcd | HealthKind::Grpc) {
-            let fix = r#"write "http" or "tcp""#;
-            not_yet(&[&path[..], &["kind".into()]].concat(), &format!("`kind = \"{kind}\"`"), fix);
-        }
-        if document.is_written(&lag) {
-            not_yet(&lag, "`max_raft_lag`", "remove the key");
-        }
     }
 }
 

@@ -9,6 +9,8 @@ pub struct Standing {
     pub state: State,
     /// Its last check could connect, whatever came after.
     pub accepts: bool,
+    /// It is down by a failure of its own, not by one that all may share.
+    pub fails_alone: bool,
     /// The operator drains it.
     pub drained: bool,
 }
@@ -55,6 +57,7 @@ mod tests {
                     _ => State::Starting,
                 },
                 accepts: word.contains('a'),
+                fails_alone: false,
                 drained: word.contains('!'),
             })
             .collect()

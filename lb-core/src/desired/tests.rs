@@ -75,7 +75,7 @@ fn config() -> Config {
 
 #[test]
 fn config_and_world_become_desired_state() {
-    let standing = |state, accepts, drained| Standing { state, accepts, drained };
+    let standing = |state, accepts, drained| Standing { state, accepts, fails_alone: false, drained };
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
     let world = TestWorld {
         standings: HashMap::from([

@@ -8,7 +8,7 @@ use lb_core::{
 };
 
 use crate::{
-    probe::{TlsFiles, TlsSource},
+    probe::{Alpn, TlsFiles, TlsSource},
     secret,
 };
 
@@ -36,7 +36,7 @@ pub fn load(path: &Path) -> Result<Loaded, String> {
     for service in &config.services {
         if let Some(tls) = service.health.probe.tls() {
             let client = tls.client.as_ref().map(|c| (c.cert_file.clone(), c.key_file.clone()));
-            let source = TlsSource::new(TlsFiles { ca_file: tls.ca_file.clone(), client });
+            let source = TlsSource::new(TlsFiles { ca_file: tls.ca_file.clone(), client }, Alpn::Http1);
             source
                 .config()
                 .map_err(|reason| format!("health check of service {:?}: {reason}", service.name))?;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lb_core::{
     config::{Backend, Service},
     desired::BackendKey,
+    etcd::{self, Member},
     health::State,
 };
 use tracing::warn;
@@ -13,7 +14,7 @@ use super::state::Agent;
 use crate::{
     api::{
         command::{FLOW_LIMIT, FlowEntry, FlowList, FlowQuery},
-        metrics::{self, BackendFigures, Figures, ReloadFigures},
+        metrics::{self, BackendFigures, EtcdFigures, Figures, ReloadFigures},
         status::{BackendStatus, FlowTableStatus, InterfaceStatus, Role, ServiceStatus, Status},
         timestamp,
     },
@@ -229,18 +230,36 @@ impl Agent {
         let drained = self.drains.get(&key).copied();
         let since = drained.or_else(|| check.map(Check::since));
         let last_check = check.and_then(|check| check.health().last_check());
+        let (known, member) = (check.and_then(Check::member), check.and_then(Check::current_member));
+        let last = check.and_then(Check::last);
+        let failed_step = last.and_then(|last| last.failed_step);
+        let not_after = check.and_then(Check::not_after).and_then(|at| u64::try_from(at).ok());
         BackendStatus {
             name: backend.name.clone(),
             address: backend.address.to_string(),
-            state: if drained.is_some() { "draining" } else { state.as_str() }.into(),
-            reason: check.map_or_else(String::new, |check| check.health().reason().to_owned()),
+            state: match state {
+                _ if drained.is_some() => "draining",
+                State::Down if member.is_some_and(|member| member.learner) => "learner",
+                _ => state.as_str(),
+            }
+            .into(),
+            reason: check.map_or_else(String::new, reason),
             weight: backend.weight,
             flows: self.backend_flows(&key).established.into(),
             slots: number.map_or(0, |number| self.plane.maglev_slots(number) as u64),
-            leader: None,
-            version: None,
-            cluster_id: None,
-            last_check_ms: last_check.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            leader: member.map(Member::is_leader),
+            version: known.map(|member| member.version.clone()),
+            cluster_id: known.map(|member| format!("{:x}", member.cluster_id)),
+            learner: member.map(|member| member.learner),
+            alarms: member
+                .map(Member::alarm_kinds)
+                .map_or_else(Vec::new, |kinds| kinds.into_iter().map(str::to_owned).collect()),
+            db_size: known.map(|member| member.db_size),
+            tls_not_after: not_after.map(|at| timestamp::rfc3339(UNIX_EPOCH + Duration::from_secs(at))),
+            check_ms: last.map(|last| millis(last.duration)),
+            failed_step: failed_step.map(|(step, _)| step.to_string()),
+            failed_step_ms: failed_step.map(|(_, took)| millis(took)),
+            last_check_ms: last_check.map(|at| millis(at.elapsed())),
             since: timestamp::rfc3339(since.unwrap_or(UNIX_EPOCH)),
         }
     }
@@ -258,6 +277,27 @@ impl Agent {
             nat_ports: self.backend_flows(&key).nat_ports_used().into(),
             ended: Reason::ALL.map(|why| number.map_or(0, |number| self.plane.ended_flows(number, why))),
             checks: check.map_or_else(Default::default, |check| *check.figures()),
+            etcd: EtcdFigures {
+                leader: check.and_then(Check::current_member).is_some_and(Member::is_leader),
+                learner: check.and_then(Check::member).is_some_and(|member| member.learner),
+                db_size: check.and_then(Check::member).map_or(0, |member| member.db_size),
+                alarms: etcd::ALARMS
+                    .map(|kind| check.and_then(Check::member).is_some_and(|m| m.has_alarm(kind))),
+                not_after: check
+                    .and_then(Check::not_after)
+                    .and_then(|at| u64::try_from(at).ok())
+                    .unwrap_or(0),
+            },
         }
     }
+}
+
+/// What the last check said, with what it remarked beside.
+fn reason(check: &Check) -> String {
+    let remarks = check.last().map_or(&[][..], |last| &last.remarks);
+    [&[check.health().reason().to_owned()], remarks].concat().join("; ")
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -129,7 +129,11 @@ impl Agent {
             let (service, backend) = self.names(&changed.backend);
             match flip.to {
                 State::Down => {
-                    warn!(service, backend, address = %changed.backend.address, reason = %flip.reason, "backend is down");
+                    let (step, took) = changed.failed_step.unzip();
+                    let step = step.map(tracing::field::display);
+                    let step_ms = took.map(|took| took.as_millis());
+                    let address = changed.backend.address;
+                    warn!(service, backend, %address, step, step_ms, reason = %flip.reason, "backend is down");
                 }
                 state => {
                     info!(service, backend, address = %changed.backend.address, from = %flip.from, "backend is {state}");

@@ -141,8 +141,8 @@ impl Agent {
         let key = BackendKey { vip: place.service.ip(), port: place.service.port(), address: place.backend };
         if signal.kind == SIGNAL_ENDED {
             self.checks.suspected(&key);
-        } else if let Some(changed) = self.checks.refused(&key) {
-            self.on_check(&changed);
+        } else {
+            self.checks.refused(&key);
         }
     }
 

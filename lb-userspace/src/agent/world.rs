@@ -23,6 +23,7 @@ impl World for View<'_> {
         Standing {
             state: check.map_or(State::Starting, |check| check.health().state()),
             accepts: check.is_some_and(Check::accepts),
+            fails_alone: check.is_some_and(|check| check.health().fails_alone()),
             drained: self.0.drains.contains_key(backend),
         }
     }

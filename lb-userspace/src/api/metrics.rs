@@ -7,6 +7,8 @@ use lb_common::{
     maps::{HANDSHAKE_BOUNDS_NS, Handshakes},
 };
 
+use lb_core::etcd::ALARMS;
+
 use super::status::{BACKEND_STATES, Role, Status};
 use crate::dataplane::Reason;
 
@@ -44,6 +46,23 @@ pub struct BackendFigures {
     pub ended: [u64; Reason::ALL.len()],
     /// Its checks.
     pub checks: CheckFigures,
+    /// What its checks found out.
+    pub etcd: EtcdFigures,
+}
+
+/// What is known of an etcd member; zero where nothing is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EtcdFigures {
+    /// It leads its cluster.
+    pub leader: bool,
+    /// It is a learner.
+    pub learner: bool,
+    /// Size of its database, octets.
+    pub db_size: u64,
+    /// Alarms of its cluster, in the order of [`ALARMS`].
+    pub alarms: [bool; ALARMS.len()],
+    /// When its certificate ends, seconds since 1970.
+    pub not_after: u64,
 }
 
 /// Ended checks of a backend.
@@ -179,7 +198,18 @@ fn backends(page: &mut Page, figures: &Figures) {
     for (service, backend, _) in all() {
         page.sample("backend_flows", &[("service", service), ("backend", &backend.name)], backend.flows);
     }
-    let plain: [BackendMetric; 3] = [
+    let plain: [BackendMetric; 7] = [
+        ("etcd_is_leader", "gauge", "1 while the member leads its etcd cluster.", |f| f.etcd.leader.into()),
+        ("etcd_is_learner", "gauge", "1 while the member is a learner.", |f| f.etcd.learner.into()),
+        ("etcd_db_size_bytes", "gauge", "Size of the member's database file; 0: not known.", |f| {
+            f.etcd.db_size
+        }),
+        (
+            "backend_tls_not_after_timestamp_seconds",
+            "gauge",
+            "When the certificate that the backend showed last ends, Unix time; 0: none was shown.",
+            |f| f.etcd.not_after,
+        ),
         ("backend_up", "gauge", "1 while the backend's checks say that it is healthy.", |f| f.up.into()),
         ("backend_connections_total", "counter", "Connections begun to the backend.", |f| {
             f.counters.connections
@@ -240,6 +270,13 @@ fn backends(page: &mut Page, figures: &Figures) {
         for (reason, value) in by_ends.into_iter().chain(by_balancer) {
             let labels = [("service", service), ("backend", backend.name.as_str()), ("reason", reason)];
             page.sample("backend_resets_total", &labels, value);
+        }
+    }
+    page.family("etcd_alarm", "gauge", "1 while the alarm is raised in the member's cluster.");
+    for (service, backend, figures) in all() {
+        for (alarm, raised) in ALARMS.into_iter().zip(figures.etcd.alarms) {
+            let labels = [("service", service), ("backend", backend.name.as_str()), ("alarm", alarm)];
+            page.sample("etcd_alarm", &labels, raised.into());
         }
     }
     page.family("backend_checks_total", "counter", "Ended health checks of the backend.");

@@ -105,6 +105,28 @@ pub struct BackendStatus {
     pub version: Option<String>,
     /// Its etcd cluster's id, where known.
     pub cluster_id: Option<String>,
+    /// Whether it is a learner, where known.
+    #[serde(default)]
+    pub learner: Option<bool>,
+    /// Alarms of its etcd cluster: `NOSPACE`, `CORRUPT`.
+    #[serde(default)]
+    pub alarms: Vec<String>,
+    /// Size of its etcd database in octets, where known.
+    #[serde(default)]
+    pub db_size: Option<u64>,
+    /// When its certificate ends, RFC 3339, UTC, where known.
+    #[serde(default)]
+    pub tls_not_after: Option<String>,
+    /// How long the last check took, milliseconds.
+    #[serde(default)]
+    pub check_ms: Option<u64>,
+    /// The step of the last check that failed: `connect`, `TLS`, `health`, `range`, `status`, and for HTTP `request`,
+    /// `response` and `body`.
+    #[serde(default)]
+    pub failed_step: Option<String>,
+    /// How long that step took, milliseconds.
+    #[serde(default)]
+    pub failed_step_ms: Option<u64>,
     /// Milliseconds since the last check ended; null before the first.
     pub last_check_ms: Option<u64>,
     /// Since when the state stands, RFC 3339, UTC.

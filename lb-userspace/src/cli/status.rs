@@ -139,6 +139,13 @@ mod tests {
             leader: None,
             version: None,
             cluster_id: None,
+            learner: None,
+            alarms: Vec::new(),
+            db_size: None,
+            tls_not_after: None,
+            check_ms: Some(3),
+            failed_step: (state == "down").then(|| "TLS".into()),
+            failed_step_ms: (state == "down").then_some(1),
             last_check_ms: Some(210),
             since: "2026-01-01T00:00:00Z".into(),
         };

@@ -1,20 +1,21 @@
 //! Runs the health machines of all backends: starts the probes they ask for and brings them the results.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     hash::{BuildHasher as _, RandomState},
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use lb_core::{
-    config::{Backend, Config, HttpProbe, Probe, Service, Tls},
+    config::{Backend, Config, Probe, Service, Tls},
     desired::BackendKey,
-    health::{Flip, Health, Outcome, ProbeId, State, Timing},
+    etcd::{self, Fault, Member},
+    health::{self, Flip, Health, Outcome, ProbeId, State, Timing},
 };
 use tokio::{sync::mpsc, task::AbortHandle};
 
-use super::{HttpSpec, Kind, Report, Spec, TlsFiles, TlsSource};
+use super::{Alpn, Found, HttpSpec, Kind, Report, Spec, Step, TlsFiles, TlsSource};
 use crate::api::metrics::CheckFigures;
 
 /// The checks of every backend of a config.
@@ -22,6 +23,8 @@ pub struct Checks {
     checks: BTreeMap<BackendKey, Check>,
     reports: mpsc::UnboundedReceiver<Ended>,
     report_to: mpsc::UnboundedSender<Ended>,
+    /// What changed and was not told yet.
+    changed: VecDeque<Changed>,
     random: RandomState,
     started: u64,
 }
@@ -33,7 +36,34 @@ pub struct Check {
     accepts: bool,
     since: SystemTime,
     figures: CheckFigures,
-    running: Option<AbortHandle>,
+    last: Option<Last>,
+    /// What the member last said of itself, also if it said nothing since.
+    member: Option<Member>,
+    /// By its last answer it belongs to another cluster than its pool.
+    foreign: bool,
+    not_after: Option<i64>,
+    max_raft_lag: Option<u64>,
+    running: Option<Running>,
+}
+
+/// How the last probe went.
+#[derive(Clone, Debug)]
+pub struct Last {
+    /// How long it took.
+    pub duration: Duration,
+    /// The step that failed, and how long that took.
+    pub failed_step: Option<(Step, Duration)>,
+    /// What an operator should know, though it is no failure.
+    pub remarks: Vec<String>,
+    /// It came as far as the member's word of itself.
+    pub has_status: bool,
+}
+
+/// A probe under way.
+struct Running {
+    task: AbortHandle,
+    /// The highest raft entry that the pool was known to have committed before it began.
+    committed: u64,
 }
 
 /// What a check changed.
@@ -43,8 +73,11 @@ pub struct Changed {
     pub backend: BackendKey,
     /// Its state changed.
     pub flip: Option<Flip>,
-    /// It began or ceased to accept connections, or was checked for the first time.
+    /// Something else that counts for its service: it began or ceased to accept connections, was checked for the first
+    /// time, or its failure turned out to be its own.
     pub standing: bool,
+    /// The step of its last probe that failed, and how long that took.
+    pub failed_step: Option<(Step, Duration)>,
 }
 
 struct Ended {
@@ -57,7 +90,14 @@ impl Checks {
     /// No backends yet.
     pub fn new() -> Self {
         let (report_to, reports) = mpsc::unbounded_channel();
-        Self { checks: BTreeMap::new(), reports, report_to, random: RandomState::new(), started: 0 }
+        Self {
+            checks: BTreeMap::new(),
+            reports,
+            report_to,
+            changed: VecDeque::new(),
+            random: RandomState::new(),
+            started: 0,
+        }
     }
 
     /// Takes over a config: a backend that stays keeps its state, also where what is asked of it changed; a new one
@@ -66,7 +106,15 @@ impl Checks {
         let now = Instant::now();
         let mut kept = BTreeSet::new();
         for service in &config.services {
-            let source = service.health.probe.tls().map(|tls| Arc::new(TlsSource::new(files(tls))));
+            let alpn = match service.health.probe {
+                Probe::Grpc { .. } | Probe::Etcd { .. } => Alpn::Http2,
+                Probe::Http(_) | Probe::Tcp => Alpn::Http1,
+            };
+            let source = service.health.probe.tls().map(|tls| Arc::new(TlsSource::new(files(tls), alpn)));
+            let max_raft_lag = match service.health.probe {
+                Probe::Etcd { max_raft_lag, .. } => max_raft_lag,
+                Probe::Grpc { .. } | Probe::Http(_) | Probe::Tcp => None,
+            };
             for backend in &service.backends {
                 let key = BackendKey::new(service, backend);
                 kept.insert(key);
@@ -80,6 +128,9 @@ impl Checks {
                     None => {
                         self.checks.insert(key, Check::new(spec, timing, restored(&key), now));
                     }
+                }
+                if let Some(check) = self.checks.get_mut(&key) {
+                    check.max_raft_lag = max_raft_lag;
                 }
             }
         }
@@ -99,16 +150,17 @@ impl Checks {
     /// Waits for something to change, probing meanwhile. Cancel-safe.
     pub async fn changed(&mut self) -> Changed {
         loop {
+            if let Some(changed) = self.changed.pop_front() {
+                return changed;
+            }
             // Probes that ended while the agent was busy come first: they are not lost, they were not looked at.
             tokio::task::yield_now().await;
             while let Ok(ended) = self.reports.try_recv() {
-                if let Some(changed) = self.take(&ended) {
-                    return changed;
-                }
+                self.take(ended);
             }
-            let now = Instant::now();
-            if let Some(changed) = self.start_due(now) {
-                return changed;
+            self.start_due(Instant::now());
+            if !self.changed.is_empty() {
+                continue;
             }
             let next = self.checks.values().map(|check| check.health.next_timeout()).min();
             let ended = match next {
@@ -120,19 +172,21 @@ impl Checks {
                 None => self.reports.recv().await,
             };
             // `self` holds a sender: the channel does not close.
-            if let Some(changed) = ended.and_then(|ended| self.take(&ended)) {
-                return changed;
+            if let Some(ended) = ended {
+                self.take(ended);
             }
         }
     }
 
     /// The data plane saw a backend refuse a handshake: it is probed at once, and two refusals are a verdict.
-    pub fn refused(&mut self, backend: &BackendKey) -> Option<Changed> {
-        let check = self.checks.get_mut(backend)?;
-        let flip = check.health.on_refusal(Instant::now())?;
-        check.since = SystemTime::now();
-        let standing = std::mem::replace(&mut check.accepts, false);
-        Some(Changed { backend: *backend, flip: Some(flip), standing })
+    pub fn refused(&mut self, backend: &BackendKey) {
+        let now = Instant::now();
+        let Some(check) = self.checks.get_mut(backend) else { return };
+        if let Some(flip) = check.health.on_refusal(now) {
+            let standing = std::mem::replace(&mut check.accepts, false);
+            self.flipped(backend, flip, standing);
+        }
+        self.settle(backend, now);
     }
 
     /// The data plane saw a backend end several connections at once: it is probed at once.
@@ -143,12 +197,13 @@ impl Checks {
     }
 
     /// Starts each probe that is due; gives up one that never ended.
-    fn start_due(&mut self, now: Instant) -> Option<Changed> {
+    fn start_due(&mut self, now: Instant) {
+        let mut lost = Vec::new();
+        let committed = self.committed();
         for (key, check) in &mut self.checks {
             if let Some(flip) = check.health.on_timeout(now) {
-                check.since = SystemTime::now();
                 check.accepts = false;
-                return Some(Changed { backend: *key, flip: Some(flip), standing: true });
+                lost.push((*key, flip));
             }
             self.started += 1;
             let random = self.random.hash_one(self.started) as u32;
@@ -159,18 +214,119 @@ impl Checks {
                 // The receiver is gone only when the agent ends.
                 let _ = report_to.send(Ended { backend, id: probe.id, report });
             });
-            if let Some(void) = check.running.replace(task.abort_handle()) {
-                void.abort();
+            let committed = committed.get(&pool_of(key)).copied().unwrap_or(0);
+            if let Some(void) = check.running.replace(Running { task: task.abort_handle(), committed }) {
+                void.task.abort();
             }
         }
-        None
+        for (key, flip) in lost {
+            self.flipped(&key, flip, true);
+            self.settle(&key, now);
+        }
     }
 
-    fn take(&mut self, ended: &Ended) -> Option<Changed> {
+    fn take(&mut self, mut ended: Ended) {
+        let now = Instant::now();
+        let cluster = self.learn(&ended);
         // The backend may have left meanwhile.
-        let check = self.checks.get_mut(&ended.backend)?;
-        check.take(ended)
+        let Some(check) = self.checks.get_mut(&ended.backend) else { return };
+        check.judge(&mut ended.report, cluster);
+        let fails_alone = check.health.fails_alone();
+        let Some((flip, standing)) = check.take(&ended, now) else { return };
+        let standing = standing || fails_alone != check.health.fails_alone();
+        match flip {
+            Some(flip) => self.flipped(&ended.backend, flip, standing),
+            None if standing => self.tell(&ended.backend, None, true),
+            None => {}
+        }
+        self.settle(&ended.backend, now);
+        self.ask_strangers(&ended.backend, now);
     }
+
+    /// Remembers which cluster a member belongs to, and says which one is its pool's.
+    fn learn(&mut self, ended: &Ended) -> Option<u64> {
+        let check = self.checks.get_mut(&ended.backend)?;
+        if let Some(member) = &ended.report.found.member {
+            check.member = Some(member.clone());
+        }
+        self.cluster_of(&ended.backend)
+    }
+
+    /// The cluster that a backend's service belongs to.
+    fn cluster_of(&self, backend: &BackendKey) -> Option<u64> {
+        let pool = self.checks.iter().filter(|(key, _)| pool_of(key) == pool_of(backend));
+        etcd::pool_cluster(pool.map(|(_, check)| check.member.as_ref().map(|member| member.cluster_id)))
+    }
+
+    /// A result may show that another backend, healthy so far, is the foreign one: it is asked again at once.
+    fn ask_strangers(&mut self, backend: &BackendKey, now: Instant) {
+        let cluster = self.cluster_of(backend);
+        let others =
+            self.checks.iter_mut().filter(|(key, _)| *key != backend && pool_of(key) == pool_of(backend));
+        for (_, check) in others {
+            let foreign = check.member.as_ref().is_some_and(|member| member.judge_cluster(cluster).is_err());
+            if foreign && check.health.state() == State::Healthy && !check.foreign {
+                check.health.hurry(now);
+            }
+        }
+    }
+
+    /// For each pool the highest raft entry that a member of its cluster knew to be committed.
+    fn committed(&self) -> BTreeMap<Pool, u64> {
+        let mut committed = BTreeMap::new();
+        for (key, check) in
+            self.checks.iter().filter(|(_, check)| check.max_raft_lag.is_some() && !check.foreign)
+        {
+            let index = check.member.as_ref().map_or(0, |member| member.raft_index);
+            let highest = committed.entry(pool_of(key)).or_insert(0);
+            *highest = index.max(*highest);
+        }
+        committed
+    }
+
+    /// What follows for the whole service.
+    fn settle(&mut self, backend: &BackendKey, now: Instant) {
+        let keys: Vec<_> =
+            self.checks.keys().filter(|key| pool_of(key) == pool_of(backend)).copied().collect();
+        let (mut pool, place) = self.pool(backend);
+        health::ask_others(&mut pool, place, now);
+        for (place, flip) in health::settle(&mut pool, now) {
+            self.flipped(&keys[place], flip, false);
+        }
+    }
+
+    /// The machines of a backend's service, in the order of their keys, and the backend's place among them.
+    fn pool(&mut self, backend: &BackendKey) -> (Vec<&mut Health>, usize) {
+        let of_pool = self.checks.iter_mut().filter(|(key, _)| pool_of(key) == pool_of(backend));
+        let (mut pool, mut place) = (Vec::new(), 0);
+        for (key, check) in of_pool {
+            if key == backend {
+                place = pool.len();
+            }
+            pool.push(&mut check.health);
+        }
+        (pool, place)
+    }
+
+    fn flipped(&mut self, backend: &BackendKey, flip: Flip, standing: bool) {
+        if let Some(check) = self.checks.get_mut(backend) {
+            check.since = SystemTime::now();
+        }
+        self.tell(backend, Some(flip), standing);
+    }
+
+    fn tell(&mut self, backend: &BackendKey, flip: Option<Flip>, standing: bool) {
+        let last = self.checks.get(backend).and_then(|check| check.last.as_ref());
+        let failed_step = last.and_then(|last| last.failed_step);
+        self.changed.push_back(Changed { backend: *backend, flip, standing, failed_step });
+    }
+}
+
+/// What identifies a service: backends of one have these in common.
+type Pool = (std::net::IpAddr, u16);
+
+fn pool_of(backend: &BackendKey) -> Pool {
+    (backend.vip, backend.port)
 }
 
 impl Default for Checks {
@@ -182,7 +338,7 @@ impl Default for Checks {
 impl Drop for Check {
     fn drop(&mut self) {
         if let Some(running) = &self.running {
-            running.abort();
+            running.task.abort();
         }
     }
 }
@@ -200,6 +356,11 @@ impl Check {
             accepts: false,
             since: SystemTime::now(),
             figures: CheckFigures::default(),
+            last: None,
+            member: None,
+            foreign: false,
+            not_after: None,
+            max_raft_lag: None,
             running: None,
         }
     }
@@ -224,25 +385,69 @@ impl Check {
         &self.figures
     }
 
-    fn take(&mut self, ended: &Ended) -> Option<Changed> {
+    /// How the last probe went; `None` before the first has ended.
+    pub fn last(&self) -> Option<&Last> {
+        self.last.as_ref()
+    }
+
+    /// What the member last said of itself, also if it said nothing since.
+    pub fn member(&self) -> Option<&Member> {
+        self.member.as_ref()
+    }
+
+    /// What the member said of itself in the last probe.
+    pub fn current_member(&self) -> Option<&Member> {
+        self.member().filter(|_| self.last.as_ref().is_some_and(|last| last.has_status))
+    }
+
+    /// When the backend's certificate ends, Unix time in seconds.
+    pub fn not_after(&self) -> Option<i64> {
+        self.not_after
+    }
+
+    /// What the pool knows better than the member itself.
+    fn judge(&mut self, report: &mut Report, cluster: Option<u64>) {
+        let Some(member) = &report.found.member else { return };
+        let committed = self.running.as_ref().map_or(0, |running| running.committed);
+        let foreign = member.judge_cluster(cluster);
+        self.foreign = foreign.is_err();
+        let lag = || member.judge_lag(committed, self.max_raft_lag);
+        let fault: Result<(), Fault> = match report.outcome {
+            // Another cluster's quorum is no concern of this pool.
+            Outcome::Shared(_) => foreign,
+            Outcome::Passed => foreign.and_then(|()| lag()),
+            Outcome::Refused | Outcome::Failed(_) => Ok(()),
+        };
+        if let Err(fault) = fault {
+            report.outcome = Outcome::Failed(format!("{}: {fault}", Step::Status));
+            report.failed_step = Some((Step::Status, report.duration));
+        }
+    }
+
+    /// The flip, and whether something else changed that counts; `None`: a probe that was void already.
+    fn take(&mut self, ended: &Ended, now: Instant) -> Option<(Option<Flip>, bool)> {
         let report = &ended.report;
         let before = self.health.last_check();
-        let flip = self.health.on_result(ended.id, report.outcome.clone(), Instant::now());
+        let flip = self.health.on_result(ended.id, report.outcome.clone(), now);
         if self.health.last_check() == before {
-            // A probe that was void already.
             return None;
         }
         self.figures.durations.observe(report.duration);
         match report.outcome {
             Outcome::Passed => self.figures.passed += 1,
-            Outcome::Refused | Outcome::Failed(_) => self.figures.failed += 1,
+            Outcome::Refused | Outcome::Failed(_) | Outcome::Shared(_) => self.figures.failed += 1,
         }
-        if flip.is_some() {
-            self.since = SystemTime::now();
-        }
+        let Found { member, remarks, not_after } = &report.found;
+        self.not_after = not_after.or(self.not_after);
+        self.last = Some(Last {
+            duration: report.duration,
+            failed_step: report.failed_step,
+            remarks: remarks.clone(),
+            has_status: member.is_some(),
+        });
         let standing = before.is_none() || self.accepts != report.accepts;
         self.accepts = report.accepts;
-        (flip.is_some() || standing).then_some(Changed { backend: ended.backend, flip, standing })
+        Some((flip, standing))
     }
 }
 
@@ -254,34 +459,26 @@ fn files(tls: &Tls) -> TlsFiles {
 }
 
 fn spec(service: &Service, backend: &Backend, source: Option<&Arc<TlsSource>>) -> Spec {
-    let mut address = backend.address;
-    if let Some(port) = service.health.port {
-        address.set_port(port);
-    }
-    let kind = match &service.health.probe {
-        Probe::Http(http) => Kind::Http(
-            HttpSpec {
-                host: host(http, address),
-                path: http.path.clone(),
-                expect_status: http.expect_status,
-                expect_body: http.expect_body.clone(),
-            },
-            source.map(|source| (source.clone(), server_name(http, address))),
-        ),
-        // The config refuses the other kinds, until they are built.
-        Probe::Tcp | Probe::Grpc { .. } | Probe::Etcd { .. } => Kind::Tcp,
-    };
-    Spec { address, kind }
-}
-
-fn server_name(http: &HttpProbe, address: std::net::SocketAddr) -> String {
-    let configured = http.tls.as_ref().and_then(|tls| tls.server_name.clone());
-    configured.unwrap_or_else(|| address.ip().to_string())
-}
-
-fn host(http: &HttpProbe, address: std::net::SocketAddr) -> String {
-    match http.tls.as_ref().and_then(|tls| tls.server_name.as_ref()) {
-        Some(name) => format!("{name}:{}", address.port()),
+    let address = service.health.target(backend);
+    let name = service.health.probe.tls().and_then(|tls| tls.server_name.clone());
+    let authority = match &name {
         None => address.to_string(),
-    }
+        Some(name) => match name.parse() {
+            Ok(ip) => std::net::SocketAddr::new(ip, address.port()).to_string(),
+            Err(_) => format!("{name}:{}", address.port()),
+        },
+    };
+    let kind = match &service.health.probe {
+        Probe::Tcp => Kind::Tcp,
+        Probe::Http(http) => Kind::Http(HttpSpec {
+            host: authority,
+            path: http.path.clone(),
+            expect_status: http.expect_status,
+            expect_body: http.expect_body.clone(),
+        }),
+        Probe::Grpc { .. } => Kind::Grpc { authority },
+        Probe::Etcd { .. } => Kind::Etcd { authority },
+    };
+    let server_name = name.unwrap_or_else(|| address.ip().to_string());
+    Spec { address, kind, tls: source.map(|source| (source.clone(), server_name)) }
 }

@@ -4,45 +4,68 @@
 //! member's address, past the VIP.
 
 mod checks;
+mod etcd;
+mod grpc;
 mod http;
+mod messages;
 mod tls;
 
 use std::{
     fmt, io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use lb_core::health::Outcome;
+use hyper::Uri;
+use lb_core::{etcd::Member, health::Outcome};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
 
 pub use checks::{Changed, Check, Checks};
 pub use http::HttpSpec;
-pub use tls::{TlsFiles, TlsSource};
+pub use tls::{Alpn, TlsFiles, TlsSource};
 
 /// What to ask a backend.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// Where: the backend's address, with the check's port if that differs from the traffic's.
     pub address: SocketAddr,
-    /// How.
+    /// What.
     pub kind: Kind,
+    /// With TLS: its files, and the name that the backend's certificate must have.
+    pub tls: Option<(Arc<TlsSource>, String)>,
 }
 
-/// How to ask.
+impl Spec {
+    /// Scheme and authority of what is asked by gRPC.
+    fn origin(&self, authority: &str) -> Result<Uri, Failure> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let origin = format!("{scheme}://{authority}");
+        origin.parse().map_err(|error| Failure::new(format!("{origin} is no origin: {error}")))
+    }
+}
+
+/// What to ask for.
 #[derive(Clone, Debug)]
 pub enum Kind {
     /// Connect, and close.
     Tcp,
-    /// An HTTP request, over TLS where there is a source of its files.
-    Http(HttpSpec, Option<(Arc<TlsSource>, String)>),
+    /// An HTTP request.
+    Http(HttpSpec),
+    /// gRPC's health service; `authority` is who is asked.
+    Grpc {
+        /// `HOST:PORT`
+        authority: String,
+    },
+    /// The health service, a linearizable read and the member's status.
+    Etcd {
+        /// `HOST:PORT`
+        authority: String,
+    },
 }
 
 /// The steps of a probe, in their order.
@@ -52,32 +75,18 @@ pub enum Step {
     Connect,
     /// TLS's handshake, and reading the files it needs.
     Tls,
-    /// Sending the request.
+    /// Sending the HTTP request.
     Request,
     /// Waiting for the response's head.
     Response,
-    /// Its status.
-    Status,
-    /// Its body.
+    /// The response's body.
     Body,
-}
-
-impl Step {
-    const ALL: [Self; 6] =
-        [Self::Connect, Self::Tls, Self::Request, Self::Response, Self::Status, Self::Body];
-}
-
-/// The step a probe is at: what is to blame if its time is over.
-struct Progress(AtomicU8);
-
-impl Progress {
-    fn set(&self, step: Step) {
-        self.0.store(step as u8, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> Step {
-        Step::ALL[usize::from(self.0.load(Ordering::Relaxed)) % Step::ALL.len()]
-    }
+    /// gRPC's health service.
+    Health,
+    /// A linearizable read.
+    Range,
+    /// HTTP's status, or what an etcd member says of itself.
+    Status,
 }
 
 impl fmt::Display for Step {
@@ -87,8 +96,10 @@ impl fmt::Display for Step {
             Self::Tls => "TLS",
             Self::Request => "request",
             Self::Response => "response",
-            Self::Status => "status",
             Self::Body => "body",
+            Self::Health => "health",
+            Self::Range => "range",
+            Self::Status => "status",
         })
     }
 }
@@ -98,12 +109,70 @@ impl fmt::Display for Step {
 pub struct Report {
     /// Passed, refused, or failed with the step and reason.
     pub outcome: Outcome,
-    /// The step that failed.
-    pub failed_step: Option<Step>,
+    /// The step that failed, and how long it took.
+    pub failed_step: Option<(Step, Duration)>,
     /// Whether the backend accepted the connection, whatever came after.
     pub accepts: bool,
     /// How long it took.
     pub duration: Duration,
+    /// What it found out, whether it passed or not.
+    pub found: Found,
+}
+
+/// What a probe finds out on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// What the member says of itself, where it is asked.
+    pub member: Option<Member>,
+    /// What an operator should know, though it is no failure.
+    pub remarks: Vec<String>,
+    /// When the backend's certificate ends, Unix time in seconds.
+    pub not_after: Option<i64>,
+}
+
+/// Where a probe is, and what it has found so far: what is left of it if its time is over.
+struct Progress(Mutex<At>);
+
+struct At {
+    step: Step,
+    since: Instant,
+    failed: Option<(Step, Duration)>,
+    found: Found,
+}
+
+impl Progress {
+    fn begin() -> Self {
+        let (step, since) = (Step::Connect, Instant::now());
+        Self(Mutex::new(At { step, since, failed: None, found: Found::default() }))
+    }
+
+    /// The next step begins.
+    fn set(&self, step: Step) {
+        let mut at = self.lock();
+        (at.step, at.since) = (step, Instant::now());
+    }
+
+    /// Of several steps at once, this is the one that failed.
+    fn fail_at(&self, step: Step, took: Duration) {
+        self.lock().failed = Some((step, took));
+    }
+
+    fn remark(&self, remark: String) {
+        self.lock().found.remarks.push(remark);
+    }
+
+    fn learn(&self, member: Member) {
+        self.lock().found.member = Some(member);
+    }
+
+    fn certificate_ends(&self, not_after: Option<i64>) {
+        self.lock().found.not_after = not_after;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, At> {
+        // Each change is one assignment: a panic in between leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A step that did not go well.
@@ -111,45 +180,96 @@ pub struct Report {
 struct Failure {
     /// In words, for the operator.
     reason: String,
-    /// The connection was refused.
-    refused: bool,
+    blame: Blame,
+}
+
+/// Whose failure it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blame {
+    /// The backend's own.
+    Own,
+    /// The same, and the connection was refused.
+    Refused,
+    /// Perhaps all members': the cluster has no leader or no quorum.
+    Shared,
 }
 
 impl Failure {
     fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), refused: false }
+        Self { reason: reason.into(), blame: Blame::Own }
+    }
+
+    fn shared(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), blame: Blame::Shared }
     }
 }
 
 /// Asks a backend once. All steps together end at `deadline`.
 pub async fn run(spec: &Spec, deadline: Instant) -> Report {
     let started = Instant::now();
-    let step = Progress(AtomicU8::new(Step::Connect as u8));
-    let result = timeout_at(deadline, ask(spec, &step)).await.unwrap_or_else(|_| {
-        let waited = (deadline - started).as_millis();
-        Err(Failure::new(format!("timed out after {waited} ms")))
+    let progress = Progress::begin();
+    let result = timeout_at(deadline, ask(spec, &progress)).await.unwrap_or_else(|_| {
+        let at = progress.lock();
+        // The steps before the read went well, so that the quorum may be what is missing.
+        let blame = if at.step == Step::Range { Blame::Shared } else { Blame::Own };
+        let waited = at.since.elapsed().as_millis();
+        Err(Failure { reason: format!("timed out after {waited} ms"), blame })
     });
-    let step = step.get();
-    let (outcome, failed_step) = match result {
-        Ok(()) => (Outcome::Passed, None),
-        Err(failure) if failure.refused => (Outcome::Refused, Some(step)),
-        Err(failure) => (Outcome::Failed(format!("{step}: {}", failure.reason)), Some(step)),
+    let At { step, since, failed, found } = progress.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (step, took) = failed.unwrap_or_else(|| (step, since.elapsed()));
+    let outcome = match result {
+        Ok(()) => Outcome::Passed,
+        Err(Failure { blame: Blame::Refused, .. }) => Outcome::Refused,
+        Err(Failure { blame: Blame::Own, reason }) => Outcome::Failed(format!("{step}: {reason}")),
+        Err(Failure { blame: Blame::Shared, reason }) => Outcome::Shared(format!("{step}: {reason}")),
     };
-    Report { outcome, failed_step, accepts: failed_step != Some(Step::Connect), duration: started.elapsed() }
+    let failed_step = (outcome != Outcome::Passed).then_some((step, took));
+    Report {
+        accepts: failed_step.is_none_or(|(step, _)| step != Step::Connect),
+        outcome,
+        failed_step,
+        duration: started.elapsed(),
+        found,
+    }
 }
 
-async fn ask(spec: &Spec, step: &Progress) -> Result<(), Failure> {
+async fn ask(spec: &Spec, progress: &Progress) -> Result<(), Failure> {
     let stream = TcpStream::connect(spec.address).await.map_err(|error| Failure {
-        refused: error.kind() == io::ErrorKind::ConnectionRefused,
+        blame: match error.kind() {
+            io::ErrorKind::ConnectionRefused => Blame::Refused,
+            _ => Blame::Own,
+        },
         reason: error.to_string(),
     })?;
+    // A probe is a few small packets each way: Nagle's and delayed ACKs' 40 ms would be most of its time.
+    stream.set_nodelay(true).map_err(|error| Failure::new(error.to_string()))?;
+    match &spec.tls {
+        None => ask_over(stream, spec, progress).await,
+        Some((source, server_name)) => {
+            progress.set(Step::Tls);
+            let (stream, not_after) = tls::connect(stream, source, server_name).await?;
+            progress.certificate_ends(not_after);
+            ask_over(stream, spec, progress).await
+        }
+    }
+}
+
+async fn ask_over<S>(stream: S, spec: &Spec, progress: &Progress) -> Result<(), Failure>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     match &spec.kind {
         Kind::Tcp => Ok(()),
-        Kind::Http(request, None) => http::ask(stream, request, step).await,
-        Kind::Http(request, Some((source, server_name))) => {
-            step.set(Step::Tls);
-            let stream = tls::connect(stream, source, server_name).await?;
-            http::ask(stream, request, step).await
+        Kind::Http(request) => http::ask(stream, request, progress).await,
+        Kind::Grpc { authority } => {
+            progress.set(Step::Health);
+            let client = grpc::Client::open(stream, spec.origin(authority)?).await?;
+            grpc::ask(&client, progress).await
+        }
+        Kind::Etcd { authority } => {
+            progress.set(Step::Health);
+            let client = grpc::Client::open(stream, spec.origin(authority)?).await?;
+            etcd::ask(&client, progress).await
         }
     }
 }

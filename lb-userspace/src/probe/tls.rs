@@ -27,17 +27,27 @@ pub struct TlsFiles {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
+/// What is spoken over TLS, as ALPN names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/1.1, which needs no name.
+    Http1,
+    /// HTTP/2: gRPC's servers insist on it.
+    Http2,
+}
+
 /// The files, and what was read from them last.
 #[derive(Debug)]
 pub struct TlsSource {
     files: TlsFiles,
+    alpn: Alpn,
     cached: Mutex<Option<(Vec<SystemTime>, Arc<ClientConfig>)>>,
 }
 
 impl TlsSource {
     /// Nothing is read yet.
-    pub fn new(files: TlsFiles) -> Self {
-        Self { files, cached: Mutex::new(None) }
+    pub fn new(files: TlsFiles, alpn: Alpn) -> Self {
+        Self { files, alpn, cached: Mutex::new(None) }
     }
 
     /// The files it reads.
@@ -58,7 +68,11 @@ impl TlsSource {
         {
             return Ok(config.clone());
         }
-        let config = Arc::new(load(&self.files)?);
+        let mut config = load(&self.files)?;
+        if self.alpn == Alpn::Http2 {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
+        let config = Arc::new(config);
         *cached = Some((stamps, config.clone()));
         Ok(config)
     }
@@ -74,22 +88,32 @@ impl TlsSource {
     }
 }
 
-/// Shakes hands over `stream`; the backend's certificate must be valid for `server_name`, a name or an address.
+/// Shakes hands over `stream`; the backend's certificate must be valid for `server_name`, a name or an address. Also says
+/// when that certificate ends, Unix time in seconds.
 pub(super) async fn connect(
     stream: TcpStream,
     source: &TlsSource,
     server_name: &str,
-) -> Result<TlsStream<TcpStream>, Failure> {
+) -> Result<(TlsStream<TcpStream>, Option<i64>), Failure> {
     let config = source.config().map_err(Failure::new)?;
     let name = ServerName::try_from(server_name.to_owned()).map_err(|_| {
         Failure::new(format!("server_name {server_name:?} is neither a DNS name nor an address"))
     })?;
-    TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
+    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
         Failure::new(reason_within(&error).unwrap_or_else(|| match error.kind() {
             io::ErrorKind::UnexpectedEof => "the backend closed the connection (does it speak TLS?)".into(),
             _ => error.to_string(),
         }))
-    })
+    })?;
+    let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let not_after = presented.and_then(|certificate| not_after(certificate));
+    Ok((stream, not_after))
+}
+
+/// When a certificate ends, Unix time in seconds.
+fn not_after(certificate: &[u8]) -> Option<i64> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
 }
 
 /// TLS's reason somewhere inside an error, in words.

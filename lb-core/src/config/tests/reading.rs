@@ -146,35 +146,23 @@ fn minimal_config_has_the_defaults() {
     assert_eq!(service.health.target(&service.backends[0]), "10.0.1.10:2379".parse().unwrap());
     assert_eq!(shown.health.target(&shown.backends[0]), "10.0.1.10:2381".parse().unwrap());
 
-    // What this release does instead, and says.
     assert_eq!((service.algorithm, service.on_backend_down), (Algorithm::Bounded, OnBackendDown::Reset));
+    assert_eq!(service.health.probe, Probe::Etcd { tls: None, max_raft_lag: None });
+    assert_eq!(warnings, []);
+}
+
+#[test]
+fn the_http_check_has_the_defaults() {
+    let text = MINIMAL.to_owned() + "[service.health]\nkind = \"http\"\n";
+    let (config, warnings) = parse(&text, "config.toml").unwrap();
     let http = HttpProbe {
         path: "/health?exclude=NOSPACE".into(),
         expect_status: 200,
         expect_body: None,
         tls: None,
     };
-    assert_eq!(service.health.probe, Probe::Http(http));
-    let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        warnings,
-        [
-            "config.toml:4:1: `kind` is not written in [service.health]: its default \"etcd\" is not supported yet, so \
-             this release uses \"http\"; write `kind = \"http\"` to keep that after an upgrade",
-        ]
-    );
-}
-
-#[test]
-fn one_warning_for_all_services() {
-    let second = MINIMAL[MINIMAL.find("[[service]]").unwrap()..]
-        .replace("2379\n", "6443\n")
-        .replace("\"etcd\"", "\"kube\"")
-        .replace(":2379", ":6443");
-    let (config, warnings) = parse(&format!("{MINIMAL}{second}"), "config.toml").unwrap();
-    assert_eq!(config.services.len(), 2);
-    assert_eq!(config.services[1].algorithm, Algorithm::Bounded);
-    assert_eq!(warnings.len(), 1);
+    assert_eq!(config.services[0].health.probe, Probe::Http(http));
+    assert_eq!(warnings, []);
 }
 
 #[test]

@@ -15,6 +15,13 @@ fn figures() -> Figures {
         leader: None,
         version: None,
         cluster_id: None,
+        learner: None,
+        alarms: Vec::new(),
+        db_size: None,
+        tls_not_after: None,
+        check_ms: None,
+        failed_step: None,
+        failed_step_ms: None,
         last_check_ms: Some(12),
         since: "2026-01-01T00:00:00Z".into(),
     };
@@ -70,6 +77,13 @@ fn figures() -> Figures {
             nat_ports: 9,
             ended: [12, 0, 0, 0, 13],
             checks,
+            etcd: EtcdFigures {
+                leader: true,
+                db_size: 20_480,
+                alarms: [true, false],
+                not_after: 1_800_000_000,
+                ..EtcdFigures::default()
+            },
         }]],
         reload: ReloadFigures { successful: true, succeeded_at: 1_767_225_600 },
     }
@@ -113,6 +127,12 @@ fn the_page_says_what_the_figures_say() {
         "etcd_lb_dropped_packets_total{reason=\"tail_call\"} 0",
         "etcd_lb_half_open_flows 2",
         "etcd_lb_nat_ports_used{service=\"etcd\",backend=\"etcd \\\"1\\\"\"} 9",
+        "etcd_lb_etcd_is_leader{service=\"etcd\",backend=\"etcd \\\"1\\\"\"} 1",
+        "etcd_lb_etcd_is_learner{service=\"etcd\",backend=\"etcd \\\"1\\\"\"} 0",
+        "etcd_lb_etcd_db_size_bytes{service=\"etcd\",backend=\"etcd \\\"1\\\"\"} 20480",
+        "etcd_lb_etcd_alarm{service=\"etcd\",backend=\"etcd \\\"1\\\"\",alarm=\"NOSPACE\"} 1",
+        "etcd_lb_etcd_alarm{service=\"etcd\",backend=\"etcd \\\"1\\\"\",alarm=\"CORRUPT\"} 0",
+        "etcd_lb_backend_tls_not_after_timestamp_seconds{service=\"etcd\",backend=\"etcd \\\"1\\\"\"} 1800000000",
         "etcd_lb_config_last_reload_success_timestamp_seconds 1767225600",
     ] {
         assert!(page.lines().any(|found| found == line), "no line {line} in\n{page}");

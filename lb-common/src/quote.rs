@@ -11,6 +11,7 @@ use crate::{
 
 /// Length of an ICMP header, octets; the quoted packet follows.
 const ICMP_LEN: u32 = size_of::<Icmp>() as u32;
+const PORTS_LEN: u32 = size_of::<Ports>() as u32;
 
 /// The ends of the quoted packet, and where things are in the frame, octets.
 pub struct Quote {
@@ -89,7 +90,10 @@ fn read_v4(frame: &Frame, l3: u32) -> Result<Quote, Counter> {
     // SAFETY: as above.
     let quoted = unsafe { &*quoted };
     // Ours is the quoted packet's source, and the error came to it.
+    let ports = l4 + ICMP_LEN + quoted.header_len();
+    let ends = l3 + u16::from_be(outer.total_length) as u32;
     let ours = quoted.is_sound()
+        && ports + PORTS_LEN <= ends
         && quoted.protocol() == protocol::TCP
         && !quoted.is_later_fragment()
         && outer.destination == quoted.source;
@@ -100,7 +104,7 @@ fn read_v4(frame: &Frame, l3: u32) -> Result<Quote, Counter> {
         source: Addr::from_v4_word(quoted.source),
         destination: Addr::from_v4_word(quoted.destination),
         l4,
-        ports: l4 + ICMP_LEN + quoted.header_len(),
+        ports,
     })
 }
 
@@ -115,14 +119,17 @@ fn read_v6(frame: &Frame, l3: u32) -> Result<Quote, Counter> {
     let (outer, quoted) = unsafe { (&*outer, &*quoted) };
     let (source, destination) = (Addr::from_words(quoted.source), Addr::from_words(quoted.destination));
     // The tables have IPv4 addresses as IPv4-mapped ones, which no IPv6 packet has.
+    let ports = l4 + ICMP_LEN + IPV6_LEN;
+    let ends = l4 + u16::from_be(outer.payload_length) as u32;
     let ours = quoted.next_header() == protocol::TCP
+        && ports + PORTS_LEN <= ends
         && outer.destination == quoted.source
         && !source.is_v4()
         && !destination.is_v4();
     if !ours {
         return Err(Counter::Icmp);
     }
-    Ok(Quote { source, destination, l4, ports: l4 + ICMP_LEN + IPV6_LEN })
+    Ok(Quote { source, destination, l4, ports })
 }
 
 /// Returns what it changed of the error's sum.

@@ -4,7 +4,10 @@ mod policy;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::{choose::Algorithm, hash::Seed, maps};
 
@@ -46,6 +49,8 @@ pub trait World {
     fn interfaces(&self) -> Vec<maps::Interface>;
     /// Numbers of those of them with a prefix that holds an address.
     fn answered_on(&self, address: IpAddr) -> Vec<u32>;
+    /// The routers toward clients.
+    fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute>;
     /// Key of a service's flow hash.
     fn seed(&self, service: &Service) -> Seed;
 }
@@ -67,6 +72,7 @@ pub fn desired(config: &Config, world: &impl World) -> Decision {
             services,
             addresses: addresses(config, world),
             interfaces: world.interfaces(),
+            client_routes: world.client_routes(),
             lease: maps::Lease::STANDALONE,
         },
         failing_open,

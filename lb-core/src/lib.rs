@@ -16,3 +16,4 @@ pub mod reconcile;
 pub mod resets;
 pub mod seed;
 pub mod segment;
+pub mod ways;

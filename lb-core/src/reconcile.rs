@@ -14,15 +14,19 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-use std::{net::IpAddr, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use lb_common::{choose::Algorithm, hash::Seed, maps};
 
 pub use self::{
-    actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, cleared},
+    actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, RouteKey, cleared},
     plan::Planner,
     table::{Member, Table},
-    target::Error,
+    target::{Error, route_key},
 };
 
 /// What the maps should hold.
@@ -34,6 +38,8 @@ pub struct Desired {
     pub addresses: Vec<DesiredAddress>,
     /// The interfaces that the program is attached to.
     pub interfaces: Vec<maps::Interface>,
+    /// The routers toward clients: see [`crate::ways`]; at most [`maps::MAX_CLIENT_ROUTES`].
+    pub client_routes: BTreeMap<Prefix, maps::ClientRoute>,
     /// [`maps::Lease::STANDALONE`] on a node without a peer.
     pub lease: maps::Lease,
 }

@@ -44,7 +44,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let Some(flow) = forward_entry(&key) else { return unknown(ctx, segment) };
     // SAFETY: a live map value; only read here.
     let flow: &Flow = unsafe { &*flow };
-    if flow.generation != claim.generation() || flow.backend != number {
+    if !flow.is_of(number, packet.ports.1, claim.generation()) {
         return unknown(ctx, segment);
     }
     let step = what_it_says(segment, flow, record, claim);
@@ -55,7 +55,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let from = End { address: service.vip, port: service.port };
     let to = End { address: key.client, port: key.port };
     handover::put_onward(from, to, record.ifindex, record.client_mac, [record.outer_tag, record.inner_tag]);
-    handover::put_change(&key, claim, step | claim::BY_BACKEND, since);
+    handover::put_change(&key, (number, packet.ports.1), claim, step | claim::BY_BACKEND, since);
     tail_call(ctx, if step == 0 { program::ONWARD_INDEX } else { program::LIFE_INDEX })
 }
 

@@ -3,6 +3,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
+    addr::Addr,
     claim::{self, Claim, State},
     counters::Counter,
     maps::{Backend, FLOW_DSR, Flow, FlowKey, Record, program},
@@ -13,7 +14,7 @@ use crate::{
     Outcome, clock, count,
     established::count_in,
     frame::{Link, TcpPacket},
-    handover,
+    gateway, handover,
     lookup::{forward_entry, record_of},
     maps::{FLOWS, HALF_OPEN},
     reset, tail_call,
@@ -88,7 +89,7 @@ fn known(
             }
             if claim.is(State::HalfOpen) || tcp::plausible_ack(segment.ack, flow.last_ack) {
                 flow.last_ack = segment.ack;
-                learn_mac(link, flow, record);
+                learn_mac(link, &key.client, flow, record);
             }
         }
         if segment.any(tcp::FIN) {
@@ -102,7 +103,7 @@ fn known(
     flow.last_seen = clock::coarse();
     count_in(packet, flow.backend);
     handover::put_to_backend(flow.flags, flow.nat_port, backend);
-    handover::put_change(key, claim, step, 0);
+    handover::put_change(key, (flow.backend, flow.nat_port), claim, step, 0);
     tail_call(ctx, if step == 0 { program::ONWARD_INDEX } else { program::LIFE_INDEX })
 }
 
@@ -123,13 +124,16 @@ fn unseen(segment: &Segment, flow: &mut Flow, record: &mut Record, claim: Claim)
     begun | if segment.any(tcp::FIN) { claim::UNSEEN_CLOSE } else { 0 }
 }
 
-/// The client's MAC follows its packets; the caller checked that their ACK comes from the end of this connection.
+/// The client's MAC follows its packets; the caller checked that their ACK comes from the end of this connection. Where a
+/// router is known its MAC does not.
 #[inline(always)]
-fn learn_mac(link: &Link, flow: &mut Flow, record: &mut Record) {
+fn learn_mac(link: &Link, client: &Addr, flow: &mut Flow, record: &mut Record) {
     // SAFETY: `Link::parse` checked that the header lies in the frame.
     let mac = unsafe { (*link.ethernet).source };
     if flow.client_mac != mac {
         flow.client_mac = mac;
-        record.client_mac = mac;
+        if gateway::router(link, client).is_none() {
+            record.client_mac = mac;
+        }
     }
 }

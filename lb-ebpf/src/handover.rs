@@ -69,7 +69,9 @@ pub struct Change {
     /// When the flow's SYN came, ns: of use while it is not answered.
     pub since: u64,
     pub key: FlowKey,
-    reserved: u32,
+    /// The flow's slot.
+    pub nat_port: Port,
+    pub backend: u16,
 }
 
 /// Says which backend was chosen for this CPU's packet.
@@ -132,7 +134,7 @@ pub fn put_to_backend(flow_flags: u16, nat_port: Port, backend: &Backend) {
 
 /// Says what this CPU's packet says of its flow.
 #[inline(always)]
-pub fn put_change(key: &FlowKey, claim: Claim, step: u64, since: u64) {
+pub fn put_change(key: &FlowKey, (backend, nat_port): (u16, Port), claim: Claim, step: u64, since: u64) {
     let Some(slot) = HANDOVER.get_ptr_mut(0) else { return };
     // SAFETY: a live map value, and this CPU's own; addresses lie there aligned to 4.
     unsafe {
@@ -143,6 +145,8 @@ pub fn put_change(key: &FlowKey, claim: Claim, step: u64, since: u64) {
         put_address(&raw mut (*change).key.client, &raw const key.client);
         (*change).key.port = key.port;
         (*change).key.service = key.service;
+        (*change).nat_port = nat_port;
+        (*change).backend = backend;
     }
 }
 

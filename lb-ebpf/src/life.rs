@@ -32,9 +32,10 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let change = handover::change().ok_or(Counter::TailCall)?;
     if let Some(flow) = forward_entry(&change.key) {
         // SAFETY: a live map value. An entry that another CPU removes meanwhile may be reused for another key; then its
-        // generation does not match.
+        // identity does not match.
         let flow: &Flow = unsafe { &*flow };
-        if flow.generation == Claim(change.claim).generation() && step(change, flow).is_err() {
+        let generation = Claim(change.claim).generation();
+        if flow.is_of(change.backend, change.nat_port, generation) && step(change, flow).is_err() {
             return reset::answer(ctx, Counter::ClientLimit);
         }
     }
@@ -55,19 +56,20 @@ fn step(said: &Change, flow: &Flow) -> Result<(), Refused> {
     let promotes = step & claim::HANDSHAKE_DONE != 0 && claim.after(step).is(State::Established);
     let promotes = promotes && claim.is(State::HalfOpen);
     if promotes && !clients::enter(&said.key) {
-        let _the_slot_went_away = exchange(claim, flow, claim::RESET);
+        let _the_slot_went_away = exchange(said, claim, claim::RESET);
         return Err(Refused);
     }
+    // Once its entry is removed, another flow's may lie there.
+    let since = flow.since;
     let now = clock::coarse();
     // The forward entry first: whoever sees the claim established finds it. `flows` has room for it, since SYNs are
     // refused before it could be full.
-    if promotes && !is_inserted(FLOWS.insert(said.key, established(flow, age_stamp(now)), BPF_NOEXIST.into()))
-    {
+    if promotes && !is_inserted(said, established(flow, age_stamp(now))) {
         count::count(Counter::PromotionFailed);
         clients::leave(&said.key);
         return Ok(());
     }
-    let Some((before, after, step)) = exchange(claim, flow, step) else {
+    let Some((before, after, step)) = exchange(said, claim, step) else {
         if promotes {
             // The slot went to another flow meanwhile.
             let _gone_already = FLOWS.remove(said.key);
@@ -75,14 +77,18 @@ fn step(said: &Change, flow: &Flow) -> Result<(), Refused> {
         }
         return Ok(());
     };
+    if step & claim::HANDSHAKE_DONE != 0 && !before.is(State::HalfOpen) {
+        // Another CPU was first, and counted it.
+        clients::leave(&said.key);
+    }
     if before.is(State::HalfOpen) {
-        answered(said, flow.backend, before, after);
+        answered(said, before, after);
     }
     let began = before.is(State::HalfOpen) && after.is(State::Established);
     let ended = before.is(State::Established) && after.is(State::Closed);
     if began {
         let _gone_already = HALF_OPEN.remove(said.key);
-        walk::complete(flow.backend, said.key.service, Window::at(now), Window::of_stamp(flow.since));
+        walk::complete(said.backend, said.key.service, Window::at(now), Window::of_stamp(since));
         count::count(Counter::FlowEstablished);
     } else if ended {
         // In `half_open` the connection's last packets still find it.
@@ -98,42 +104,42 @@ fn step(said: &Change, flow: &Flow) -> Result<(), Refused> {
         unsafe { (*entry).flags |= FLOW_CLOSING };
     }
     if before.is(State::Established) && is_end_by_backend(before, step) {
-        suspect::ended(flow.backend);
+        suspect::ended(said.backend);
     }
     if began || ended {
-        tell(said, flow, if began { age_stamp(now) } else { flow.since });
+        tell(said, if began { age_stamp(now) } else { since });
     }
     Ok(())
 }
 
 /// What follows from a flow's begin or end for those who count and listen.
 #[inline(always)]
-fn tell(said: &Change, flow: &Flow, established: u32) {
+fn tell(said: &Change, established: u32) {
     let Some((_, after, step)) = handover::changed() else { return };
     let closed = after.is(State::Closed);
-    count::load(flow.backend, said.key.service, if closed { -1 } else { 1 });
+    count::load(said.backend, said.key.service, if closed { -1 } else { 1 });
     if closed && step & claim::RESET != 0 {
-        count::backend(flow.backend, |counters| {
+        count::backend(said.backend, |counters| {
             let by_backend = (step & claim::BY_BACKEND != 0) as u64;
             counters.reset_by_backend += by_backend;
             counters.reset_by_client += 1 - by_backend;
         });
     }
     let (kind, why) = if closed { (EVENT_CLOSED, signal::why(after, step)) } else { (EVENT_ESTABLISHED, 0) };
-    signal::event(&said.key, flow, kind, why, established);
+    signal::event(said, after.generation(), kind, why, established);
 }
 
 /// The backend answers the SYN, one way or the other.
 #[inline(always)]
-fn answered(said: &Change, backend: u16, before: Claim, after: Claim) {
+fn answered(said: &Change, before: Claim, after: Claim) {
     if before.has(claim::SYN_ACKED) {
         return;
     }
     if after.has(claim::SYN_ACKED) {
-        signal::handshake(backend, said.since);
+        signal::handshake(said.backend, said.since);
     } else if after.is(State::Closed) && said.step & claim::BY_BACKEND != 0 {
-        count::backend(backend, |counters| counters.refused += 1);
-        suspect::refused(backend);
+        count::backend(said.backend, |counters| counters.refused += 1);
+        suspect::refused(said.backend);
     }
 }
 
@@ -151,10 +157,20 @@ fn is_end_by_backend(before: Claim, step: u64) -> bool {
         && before.0 & (claim::CLIENT_FIN | claim::BACKEND_FIN) == 0
 }
 
+/// Writes the forward entry, unless another CPU did just now.
 #[inline(always)]
-fn is_inserted(result: Result<(), i32>) -> bool {
+fn is_inserted(said: &Change, flow: Flow) -> bool {
     const EEXIST: i32 = -17;
-    matches!(result, Ok(()) | Err(EEXIST))
+    match FLOWS.insert(said.key, flow, BPF_NOEXIST.into()) {
+        Ok(()) => true,
+        Err(EEXIST) => {
+            // SAFETY: a live map value, only read.
+            let is_ours = |entry: *mut Flow| unsafe { (*entry).is_same(&flow) };
+            // One that an earlier flow of this client left behind goes with it.
+            FLOWS.get_ptr_mut(said.key).is_some_and(is_ours) || FLOWS.insert(said.key, flow, 0).is_ok()
+        }
+        Err(_) => false,
+    }
 }
 
 /// The exchange under way. It lies on the caller's stack.
@@ -172,13 +188,13 @@ struct Exchange {
 
 /// Takes the step; `None` if the slot went to another owner.
 #[inline(always)]
-fn exchange(claim: Claim, flow: &Flow, step: u64) -> Option<(Claim, Claim, u64)> {
+fn exchange(said: &Change, claim: Claim, step: u64) -> Option<(Claim, Claim, u64)> {
     let mut exchange = Exchange {
         before: claim.0,
         after: 0,
         step,
-        backend: flow.backend,
-        port: flow.nat_port.get(),
+        backend: said.backend,
+        port: said.nat_port.get(),
         done: 0,
     };
     let raw: *mut Exchange = &mut exchange;

@@ -8,7 +8,7 @@
 //! | `life.rs` | promotion and demotion of a flow |
 //! | `onward.rs`, `mss.rs`, `vlan.rs`, `too_big.rs` | the end of the way of a packet off the established path |
 //! | `choose.rs`, `walk.rs`, `clients.rs` | a new flow: may it begin, and which backend |
-//! | `new.rs`, `port.rs` | a new flow: claiming a NAT port |
+//! | `new.rs`, `port.rs`, `gateway.rs` | a new flow: claiming a NAT port, and the way back to the client |
 //! | `suspect.rs`, `signal.rs` | backends that new flows pass over; what the agent is told |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `ipv6.rs`, `other_v6.rs` | the same for IPv6: what differs between the families |
@@ -30,6 +30,7 @@ mod clock;
 mod count;
 mod established;
 mod frame;
+mod gateway;
 mod handover;
 mod icmp;
 mod ipv6;

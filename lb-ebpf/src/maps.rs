@@ -6,12 +6,13 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
+    addr::Addr,
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, ClientKey, ClientLoad, EVENTS_LEN, Filter, Flow, FlowKey, Handshakes,
-        Interface, LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES,
-        MAX_VIPS, Maglev, PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service,
-        ServiceKey, Suspect, VipClaim, VipOnInterface,
+        self, AllowData, Backend, ClientKey, ClientLoad, ClientRoute, EVENTS_LEN, Filter, Flow, FlowKey,
+        Handshakes, Interface, LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_CLIENT_ROUTES,
+        MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN,
+        SUSPECT_SLOTS, Service, ServiceKey, Suspect, VipClaim, VipOnInterface,
     },
 };
 
@@ -39,6 +40,8 @@ pub static SERVICE_PORTS: HashMap<ServiceKey, u32, MAX_SERVICES> = HashMap::new(
 pub static SERVICES: Array<Service, MAX_SERVICES> = Array::new();
 #[btf_map(name = "allow")]
 pub static ALLOW: LpmTrie<AllowData, u32, MAX_ALLOW, NO_PREALLOC> = LpmTrie::new();
+#[btf_map(name = "client_routes")]
+pub static CLIENT_ROUTES: LpmTrie<Addr, ClientRoute, MAX_CLIENT_ROUTES, NO_PREALLOC> = LpmTrie::new();
 #[btf_map(name = "backends")]
 pub static BACKENDS: Array<Backend, MAX_BACKENDS, MMAPABLE> = Array::new();
 #[btf_map(name = "returns")]

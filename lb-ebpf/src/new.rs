@@ -11,8 +11,7 @@ use lb_common::{
 use crate::{
     Outcome, atomic, clock, count,
     established::count_in,
-    frame::ingress,
-    handover, log,
+    gateway, handover, log,
     maps::{BACKENDS, HALF_OPEN, SERVICES},
     port, reset, tail_call,
 };
@@ -36,6 +35,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let Some((port, record, claim)) = port::claim(number, &key, hash, now) else {
         return reset::answer(ctx, Counter::NatPortsExhausted);
     };
+    let (ifindex, mac) = gateway::toward_client(ctx, &link, &key.client);
     // SAFETY: `Link::parse` checked that the header lies in the frame.
     let client_mac = unsafe { (*link.ethernet).source };
     // SAFETY: a live map value, and by the claim this CPU's own until the state is no longer `Claiming`.
@@ -45,8 +45,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         (*record).client_port = key.port;
         (*record).outer_tag = link.tags[0];
         (*record).inner_tag = link.tags[1];
-        (*record).ifindex = ingress(ctx);
-        (*record).client_mac = client_mac;
+        (*record).ifindex = ifindex;
+        (*record).client_mac = mac;
         (*record).last_ack = 0;
         (*record).epoch = backend.epoch;
         (*record).edge = 0;

@@ -8,15 +8,16 @@ use lb_common::{
     claim::{self, Claim},
     counters::Counter,
     maps::{
-        CLOSED_BY_BACKEND, CLOSED_BY_CLIENT, CLOSED_RESET_BY_BACKEND, CLOSED_RESET_BY_CLIENT, Flow,
-        FlowEvent, FlowKey, SIGNAL_GAP_NS, SIGNAL_TABLE_FULL, SIGNAL_VIP_CONFLICT, SUSPECT_TABLE_FULL,
-        SUSPECT_VIP_CONFLICT, Signal, handshake_bucket,
+        CLOSED_BY_BACKEND, CLOSED_BY_CLIENT, CLOSED_RESET_BY_BACKEND, CLOSED_RESET_BY_CLIENT, FlowEvent,
+        SIGNAL_GAP_NS, SIGNAL_TABLE_FULL, SIGNAL_VIP_CONFLICT, SUSPECT_TABLE_FULL, SUSPECT_VIP_CONFLICT,
+        Signal, handshake_bucket,
     },
 };
 
 use crate::{
     clock, count,
-    frame::{put_address, put_mac},
+    frame::{forget, put_address, put_mac},
+    handover::Change,
     maps::{EVENTS, HANDSHAKES, SIGNALS, SUSPECTS},
 };
 
@@ -40,7 +41,7 @@ pub fn vip_conflict(address: Addr, mac: Mac) {
 
 /// A flow began or ended.
 #[inline(always)]
-pub fn event(key: &FlowKey, flow: &Flow, kind: u16, why: u16, established: u32) {
+pub fn event(said: &Change, generation: u32, kind: u16, why: u16, established: u32) {
     let Some(mut entry) = EVENTS.reserve_untyped::<FlowEvent>(0) else {
         count::count(Counter::EventsLost);
         return;
@@ -49,12 +50,12 @@ pub fn event(key: &FlowKey, flow: &Flow, kind: u16, why: u16, established: u32) 
     // SAFETY: `reserve` gave room for an event, and each of its fields is written.
     unsafe {
         (*event).at = clock::exact();
-        put_address(&raw mut (*event).client, &raw const key.client);
-        (*event).client_port = key.port;
-        (*event).nat_port = flow.nat_port;
-        (*event).backend = flow.backend;
-        (*event).service = key.service;
-        (*event).generation = flow.generation;
+        put_address(&raw mut (*event).client, &raw const said.key.client);
+        (*event).client_port = said.key.port;
+        (*event).nat_port = said.nat_port;
+        (*event).backend = said.backend;
+        (*event).service = said.key.service;
+        (*event).generation = generation;
         (*event).established = established;
         (*event).kind = kind;
         (*event).why = why;
@@ -70,10 +71,11 @@ pub fn handshake(number: u16, since: u64) {
     let Some(times) = HANDSHAKES.get_ptr_mut(number as u32) else { return };
     // SAFETY: a live map value, and this CPU's own.
     let times = unsafe { &mut *times };
-    if let Some(bucket) = times.buckets.get_mut(handshake_bucket(took)) {
+    times.sum = times.sum.wrapping_add(took);
+    let Ok(bucket) = forget(handshake_bucket(took) as u32) else { return };
+    if let Some(bucket) = times.buckets.get_mut(bucket as usize) {
         *bucket += 1;
     }
-    times.sum = times.sum.wrapping_add(took);
 }
 
 #[inline(always)]

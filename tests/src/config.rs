@@ -20,10 +20,15 @@ pub struct Config {
 }
 
 impl Config {
-    /// Plain TCP on the IPv4 VIP, balanced by the pure hash, checked by connections each 200 ms.
+    /// Plain TCP on the IPv4 VIP, balanced by the pure hash, checked by connections each 200 ms, on all of the host's
+    /// interfaces.
     pub fn tcp(host: &Host) -> Self {
+        let interfaces: Vec<&str> = host.nics().iter().map(|nic| nic.interface.as_str()).collect();
         Self {
-            top: format!("interface = {:?}\n", host.interface()),
+            top: match interfaces[..] {
+                [interface] => format!("interface = {interface:?}\n"),
+                _ => format!("interface = {interfaces:?}\n"),
+            },
             name: "etcd".into(),
             vip: VIP.into(),
             port: CLIENT_PORT,

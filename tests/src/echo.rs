@@ -21,6 +21,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Sizes of the messages, in turn: a small one, one that fills a segment, one of several segments.
 const SIZES: [usize; 3] = [64, 1_400, 6_000];
 
+/// Octets of the pattern of a transfer: a prime, so that no segment lost or sent twice goes unnoticed.
+const PATTERN: usize = 65_521;
+
 /// A server that sends back what it gets; dropping it closes its listener and its connections.
 #[derive(Debug)]
 pub struct EchoServer {
@@ -73,6 +76,12 @@ impl EchoServer {
         let peers = connections.iter().filter_map(|connection| connection.peer_addr().ok());
         // Of a socket for both families.
         peers.map(|peer| (peer.ip().to_canonical(), peer.port()).into()).collect()
+    }
+
+    /// Says something on each of its connections, of its own accord; on how many it could.
+    pub fn speak(&self, words: &[u8]) -> usize {
+        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.iter().filter(|connection| (&**connection).write_all(words).is_ok()).count()
     }
 
     /// Segments its side has sent again, over all its connections.
@@ -134,6 +143,46 @@ pub struct Outcome {
     pub retransmissions: u64,
     /// When and how it broke, if it did.
     pub broken: Option<(Instant, String)>,
+}
+
+/// Sends this many octets to an echo server and gets them back, both at full rate at the same time; how long it took, and
+/// how many segments the client sent again.
+///
+/// # Errors
+///
+/// If there is no connection, an octet comes back changed, or nothing moves for 5 s.
+pub fn transfer(host: &Host, target: SocketAddr, octets: usize) -> Result<(Duration, u64)> {
+    // Twice, so that what was received may begin anywhere in it.
+    let pattern: Arc<Vec<u8>> = Arc::new((0..2 * PATTERN).map(|n| (n % PATTERN * 7 / 251) as u8).collect());
+    let connected = host.run(|| TcpStream::connect_timeout(&target, TIMEOUT));
+    let mut socket = connected.with_context(|| format!("from {} to {target}", host.name()))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_write_timeout(Some(TIMEOUT))?;
+    let begun = Instant::now();
+    let (mut sender, words) = (socket.try_clone()?, Arc::clone(&pattern));
+    let sending = thread::spawn(move || {
+        let mut left = octets;
+        while left > 0 {
+            let length = left.min(PATTERN);
+            sender.write_all(&words[..length])?;
+            left -= length;
+        }
+        std::io::Result::Ok(())
+    });
+    let (mut buffer, mut place) = (vec![0; PATTERN], 0);
+    while place < octets {
+        let length = socket.read(&mut buffer).with_context(|| format!("after {place} of {octets} octets"))?;
+        ensure!(length > 0, "closed after {place} of {octets} octets");
+        let expected = &pattern[place % PATTERN..][..length];
+        ensure!(buffer[..length] == *expected, "octets from {place} on came back changed");
+        place += length;
+    }
+    let took = begun.elapsed();
+    match sending.join() {
+        Ok(sent) => sent.context("sending")?,
+        Err(_) => bail!("the sender panicked"),
+    }
+    Ok((took, retransmissions(&socket)))
 }
 
 /// Busy connections; dropping it stops them.

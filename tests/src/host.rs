@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{HostSpec, Process, Role, netns, netns::Netns};
+use crate::{HostSpec, Nic, Process, Role, netns, netns::Netns};
 
-/// A host: a network namespace with an interface on the lab's bridge. A clone is the same host.
+/// A host: a network namespace with interfaces on the lab's LANs. A clone is the same host.
 #[derive(Debug, Clone)]
 pub struct Host(Arc<Inner>);
 
@@ -38,19 +38,24 @@ impl Host {
         self.0.spec.role
     }
 
-    /// Its address.
+    /// The address of its first interface.
     pub fn address(&self) -> Ipv4Addr {
-        self.0.spec.address
+        self.nics()[0].address()
     }
 
-    /// Its IPv6 address.
+    /// The IPv6 address of its first interface.
     pub fn address_v6(&self) -> Ipv6Addr {
-        self.0.spec.address_v6()
+        self.nics()[0].address_v6()
     }
 
-    /// The name of its interface.
+    /// The name of its first interface.
     pub fn interface(&self) -> &str {
-        &self.0.spec.interface
+        &self.nics()[0].interface
+    }
+
+    /// Its interfaces.
+    pub fn nics(&self) -> &[Nic] {
+        &self.0.spec.nics
     }
 
     /// Its network namespace.
@@ -92,7 +97,7 @@ impl Host {
         Process::spawn(&format!("{name} on {}", self.name()), command, &log)
     }
 
-    /// The MAC address of its interface.
+    /// The MAC address of its first interface.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
-//! A lab: hosts on a bridge, removed with everything in them when the guard goes.
+//! A lab: hosts on bridges, removed with everything in them when the guard goes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -9,14 +9,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    Host, HostSpec, Role, Topology,
+    Host, Nic, Role, Topology,
     netns::{Netns, output},
     pass, process, signals, state,
 };
 
 /// Lines of each log shown when a test fails.
 const TAIL: usize = 25;
-/// The bridge's namespace, named as a host.
+/// The bridges' namespace, named as a host.
 const BRIDGE: &str = "bridge";
 
 /// A lab that is up. Dropping it removes its processes, namespaces, pins and files, also after a panic; a signal does
@@ -93,7 +93,7 @@ impl Lab {
         self.hosts.values().filter(move |host| host.role() == role)
     }
 
-    /// Unplugs a host from the bridge, or plugs it in again.
+    /// Unplugs a host's first interface, or plugs it in again.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl Lab {
         self.ip_on_bridge(&["link", "set", "dev", host, if plugged { "up" } else { "down" }])
     }
 
-    /// Deletes a host's interface, as when a driver is unloaded.
+    /// Deletes a host's first interface, as when a driver is unloaded.
     ///
     /// # Errors
     ///
@@ -111,20 +111,14 @@ impl Lab {
         self.ip_on_bridge(&["link", "del", "dev", host])
     }
 
-    /// Makes a host's interface again, after [`Lab::delete_interface`], with its address.
+    /// Makes a host's first interface again, after [`Lab::delete_interface`], with its address.
     ///
     /// # Errors
     ///
     /// If `ip` or `ethtool` fails.
     pub fn restore_interface(&self, host: &str) -> Result<()> {
         let host = self.host(host);
-        let spec = HostSpec {
-            name: host.name().into(),
-            role: host.role(),
-            address: host.address(),
-            interface: host.interface().into(),
-        };
-        self.wire(&spec, host.netns())
+        self.wire(host, &host.nics()[0])
     }
 
     /// Gives every interface of the lab an MTU.
@@ -133,12 +127,24 @@ impl Lab {
     ///
     /// If `ip` fails.
     pub fn set_mtu(&self, mtu: u32) -> Result<()> {
+        let lans: BTreeSet<u8> = self.hosts.values().flat_map(Host::nics).map(|nic| nic.lan).collect();
+        lans.into_iter().try_for_each(|lan| self.set_lan_mtu(lan, mtu))
+    }
+
+    /// Gives every interface on a LAN an MTU.
+    ///
+    /// # Errors
+    ///
+    /// If `ip` fails.
+    pub fn set_lan_mtu(&self, lan: u8, mtu: u32) -> Result<()> {
         let mtu = mtu.to_string();
         for host in self.hosts.values() {
-            self.ip_on_bridge(&["link", "set", "dev", host.name(), "mtu", &mtu])?;
-            host.output("ip", &["link", "set", "dev", host.interface(), "mtu", &mtu])?;
+            for nic in host.nics().iter().filter(|nic| nic.lan == lan) {
+                self.ip_on_bridge(&["link", "set", "dev", &port(host, nic), "mtu", &mtu])?;
+                host.output("ip", &["link", "set", "dev", &nic.interface, "mtu", &mtu])?;
+            }
         }
-        self.ip_on_bridge(&["link", "set", "dev", "br0", "mtu", &mtu])
+        self.ip_on_bridge(&["link", "set", "dev", &bridge(lan), "mtu", &mtu])
     }
 
     /// Leaves the lab up when the guard goes; `cargo xtask lab down` removes it.
@@ -167,57 +173,59 @@ impl Lab {
         state::mount_bpffs(&self.id)?;
         pass::pin(&self.pass_pin())?;
 
-        let bridge = Netns::create(&state::netns_name(&self.id, BRIDGE))?;
-        self.bridge = Some(bridge);
-        // Without snooping: multicast reaches every host, as on a switch that knows no better.
-        self.ip_on_bridge(&["link", "add", "br0", "type", "bridge", "mcast_snooping", "0"])?;
-        self.ip_on_bridge(&["link", "set", "br0", "up"])?;
+        self.bridge = Some(Netns::create(&state::netns_name(&self.id, BRIDGE))?);
+        let lans: BTreeSet<u8> =
+            topology.hosts.iter().flat_map(|spec| &spec.nics).map(|nic| nic.lan).collect();
+        for lan in lans {
+            let name = bridge(lan);
+            // Without snooping: multicast reaches every host, as on a switch that knows no better.
+            self.ip_on_bridge(&["link", "add", &name, "type", "bridge", "mcast_snooping", "0"])?;
+            self.ip_on_bridge(&["link", "set", &name, "up"])?;
+        }
 
         for spec in &topology.hosts {
             ensure!(spec.name != BRIDGE, "`{BRIDGE}` cannot name a host");
             ensure!(!self.hosts.contains_key(&spec.name), "two hosts are named {}", spec.name);
             let netns = Netns::create(&state::netns_name(&self.id, &spec.name))?;
-            self.wire(spec, &netns)?;
-            self.hosts.insert(spec.name.clone(), Host::new(spec.clone(), netns, self.dir.clone()));
+            let host = Host::new(spec.clone(), netns, self.dir.clone());
+            spec.nics.iter().try_for_each(|nic| self.wire(&host, nic))?;
+            if spec.role == Role::Router {
+                host.output("sysctl", &["-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])?;
+            }
+            if let Some(last) = spec.gateway {
+                let lan = spec.nics[0].lan;
+                let via = Topology::address(lan, last).to_string();
+                host.output("ip", &["route", "add", "default", "via", &via])?;
+                let via = Topology::address_v6(lan, last).to_string();
+                host.output("ip", &["route", "add", "default", "via", &via])?;
+            }
+            self.hosts.insert(spec.name.clone(), host);
         }
         Ok(())
     }
 
     /// Makes a host's interface and the bridge's port that is its other end.
-    fn wire(&self, spec: &HostSpec, netns: &Netns) -> Result<()> {
-        let HostSpec { name, interface, .. } = spec;
+    fn wire(&self, host: &Host, nic: &Nic) -> Result<()> {
+        let (port, interface, netns) = (port(host, nic), &nic.interface, host.netns().name());
         self.ip_on_bridge(&[
-            "link",
-            "add",
-            "name",
-            name,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            interface,
-            "netns",
-            netns.name(),
+            "link", "add", "name", &port, "type", "veth", "peer", "name", interface, "netns", netns,
         ])?;
-        self.ip_on_bridge(&["link", "set", "dev", name, "master", "br0", "up"])?;
-        if spec.role == Role::Balancer {
+        self.ip_on_bridge(&["link", "set", "dev", &port, "master", &bridge(nic.lan), "up"])?;
+        if host.role() == Role::Balancer {
             let pin = self.pass_pin();
             let pin = pin.to_str().context("path of the pin")?;
-            self.ip_on_bridge(&["link", "set", "dev", name, "xdpdrv", "pinned", pin])?;
+            self.ip_on_bridge(&["link", "set", "dev", &port, "xdpdrv", "pinned", pin])?;
         }
 
-        // Made from the address, so that an interface that returns has the MAC that its neighbours know.
-        let [a, b, c, d] = spec.address.octets();
-        let mac = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
-        output(netns.command("ip").args(["link", "set", "dev", interface, "address", &mac]))?;
+        host.output("ip", &["link", "set", "dev", interface, "address", &nic.mac()])?;
         // A veth leaves TCP checksums to hardware that is not there, and XDP would update the partial value.
-        output(netns.command("ethtool").args(["-K", interface, "tx", "off"]))?;
-        let address = format!("{}/{}", spec.address, Topology::PREFIX);
-        output(netns.command("ip").args(["address", "add", &address, "dev", interface]))?;
+        host.output("ethtool", &["-K", interface, "tx", "off"])?;
+        let address = format!("{}/{}", nic.address(), Topology::PREFIX);
+        host.output("ip", &["address", "add", &address, "dev", interface])?;
         // Nobody is asked whether the address is free, so that it can be used at once.
-        let address = format!("{}/{}", spec.address_v6(), Topology::PREFIX_V6);
-        output(netns.command("ip").args(["address", "add", &address, "dev", interface, "nodad"]))?;
-        output(netns.command("ip").args(["link", "set", "dev", interface, "up"]))?;
+        let address = format!("{}/{}", nic.address_v6(), Topology::PREFIX_V6);
+        host.output("ip", &["address", "add", &address, "dev", interface, "nodad"])?;
+        host.output("ip", &["link", "set", "dev", interface, "up"])?;
         Ok(())
     }
 
@@ -243,4 +251,15 @@ impl Drop for Lab {
         }
         signals::release(&self.id);
     }
+}
+
+/// The name of a LAN's bridge.
+fn bridge(lan: u8) -> String {
+    format!("lan.{lan}")
+}
+
+/// The bridge's port toward an interface: named as the host, with the LAN's number if it is not the host's first.
+fn port(host: &Host, nic: &Nic) -> String {
+    let first = nic.interface == host.interface();
+    if first { host.name().into() } else { format!("{}.{}", host.name(), nic.lan) }
 }

@@ -23,6 +23,7 @@ pub mod etcd;
 pub mod fleet;
 pub mod flow_log;
 pub mod frames;
+pub mod fuzz;
 pub mod held;
 pub mod host;
 pub mod https;
@@ -44,7 +45,7 @@ pub use fleet::Fleet;
 pub use host::Host;
 pub use lab::Lab;
 pub use process::Process;
-pub use topology::{HostSpec, Role, Topology};
+pub use topology::{HostSpec, Nic, Role, Topology};
 pub use wait::eventually;
 
 use std::net::{Ipv4Addr, Ipv6Addr};

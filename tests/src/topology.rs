@@ -12,6 +12,37 @@ pub enum Role {
     Member,
     /// Runs clients.
     Client,
+    /// Forwards between the LANs that it is on.
+    Router,
+}
+
+/// An interface of a host.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// Its name on the host.
+    pub interface: String,
+    /// The LAN that it is on.
+    pub lan: u8,
+    /// Last octet of its address.
+    pub last: u8,
+}
+
+impl Nic {
+    /// Its address, 10.0.LAN.LAST.
+    pub fn address(&self) -> Ipv4Addr {
+        Topology::address(self.lan, self.last)
+    }
+
+    /// Its IPv6 address, fd00:LAN::LAST.
+    pub fn address_v6(&self) -> Ipv6Addr {
+        Topology::address_v6(self.lan, self.last)
+    }
+
+    /// Its MAC, made from the address, so that an interface that returns has the one that its neighbours know.
+    pub fn mac(&self) -> String {
+        let [a, b, c, d] = self.address().octets();
+        format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    }
 }
 
 /// A host to be made.
@@ -21,22 +52,14 @@ pub struct HostSpec {
     pub name: String,
     /// What it is for.
     pub role: Role,
-    /// Address of its interface, with the prefix of the lab's subnet.
-    pub address: Ipv4Addr,
-    /// Name of its interface.
-    pub interface: String,
+    /// Its interfaces; at least one.
+    pub nics: Vec<Nic>,
+    /// Last octet of its default router on the LAN of its first interface.
+    pub gateway: Option<u8>,
 }
 
-impl HostSpec {
-    /// Its IPv6 address, fd00:1::LAST, where LAST is written like the last octet of the other one.
-    pub fn address_v6(&self) -> Ipv6Addr {
-        let [.., last] = self.address.octets().map(u16::from);
-        let digits = ((last / 100) << 8) | ((last / 10 % 10) << 4) | (last % 10);
-        Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, digits)
-    }
-}
-
-/// The hosts of a lab, all in one subnet, 10.0.1.0/24 and fd00:1::/64.
+/// The hosts of a lab. A LAN is a bridge and a subnet, 10.0.LAN.0/24 and fd00:LAN::/64; LAN 1 is the one that hosts are on
+/// unless it is said otherwise.
 #[derive(Debug, Clone)]
 pub struct Topology {
     /// In the order they are made.
@@ -44,7 +67,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Prefix length of the subnet.
+    /// Prefix length of a LAN's subnet.
     pub const PREFIX: u8 = 24;
     /// The same of the IPv6 subnet.
     pub const PREFIX_V6: u8 = 64;
@@ -69,9 +92,33 @@ impl Topology {
 
     /// With one host more, its address 10.0.1.`last`.
     #[must_use]
-    pub fn with(mut self, role: Role, name: &str, last: u8) -> Self {
-        let address = Ipv4Addr::new(10, 0, 1, last);
-        self.hosts.push(HostSpec { name: name.into(), role, address, interface: "eth0".into() });
+    pub fn with(self, role: Role, name: &str, last: u8) -> Self {
+        self.with_on(1, role, name, last)
+    }
+
+    /// With one host more, its address 10.0.`lan`.`last`.
+    #[must_use]
+    pub fn with_on(mut self, lan: u8, role: Role, name: &str, last: u8) -> Self {
+        let nic = Nic { interface: "eth0".into(), lan, last };
+        self.hosts.push(HostSpec { name: name.into(), role, nics: vec![nic], gateway: None });
+        self
+    }
+
+    /// With one interface more for a host (eth1, eth2, …), its address 10.0.`lan`.`last`.
+    #[must_use]
+    pub fn also_on(mut self, host: &str, lan: u8, last: u8) -> Self {
+        for spec in self.hosts.iter_mut().filter(|spec| spec.name == host) {
+            spec.nics.push(Nic { interface: format!("eth{}", spec.nics.len()), lan, last });
+        }
+        self
+    }
+
+    /// With a default router for a host, by the last octet of its address on the LAN of the host's first interface.
+    #[must_use]
+    pub fn gateway(mut self, host: &str, last: u8) -> Self {
+        for spec in self.hosts.iter_mut().filter(|spec| spec.name == host) {
+            spec.gateway = Some(last);
+        }
         self
     }
 
@@ -82,12 +129,26 @@ impl Topology {
         self
     }
 
-    /// With another name for a host's interface, as `eth0.7`.
+    /// With another name for a host's first interface, as `eth0.7`.
     #[must_use]
     pub fn interface(mut self, host: &str, interface: &str) -> Self {
         for spec in self.hosts.iter_mut().filter(|spec| spec.name == host) {
-            interface.clone_into(&mut spec.interface);
+            interface.clone_into(&mut spec.nics[0].interface);
         }
         self
+    }
+
+    /// An address on a LAN.
+    pub fn address(lan: u8, last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, lan, last)
+    }
+
+    /// An IPv6 address on a LAN, fd00:LAN::LAST, where LAN and LAST are written like the octets of the other one.
+    pub fn address_v6(lan: u8, last: u8) -> Ipv6Addr {
+        let as_written = |octet: u8| {
+            let octet = u16::from(octet);
+            ((octet / 100) << 8) | ((octet / 10 % 10) << 4) | (octet % 10)
+        };
+        Ipv6Addr::new(0xfd00, as_written(lan), 0, 0, 0, 0, 0, as_written(last))
     }
 }

@@ -3,11 +3,16 @@
 
 use std::net::Ipv4Addr;
 
-use etcd_lb_tests::frames::{scene::*, *};
-use lb_common::{counters::Counter, maps::*};
+use etcd_lb_tests::frames::{scene::*, v6::*, *};
+use lb_common::{
+    counters::{Counter, Counters},
+    maps::*,
+};
 
 const SEED: u64 = 0x5eed_0002;
 const FRAMES: u32 = 10_000;
+/// Frames of every kind.
+const ANY_FRAMES: u32 = if cfg!(feature = "long") { 1_000_000 } else { 20_000 };
 
 /// Two services, of which one has no backend.
 fn two_services() -> Program {
@@ -77,17 +82,68 @@ fn sound_frames_for_the_vip_are_transmitted_sound_or_counted() {
     assert!(transmitted > FRAMES / 4, "the frames do not exercise the program");
 }
 
-#[test]
-fn malformed_frames_for_the_vip_do_no_harm() {
+/// NAT and direct return, both families, tags on one side, an MTU that not all frames fit.
+fn everything() -> Program {
     let mut program = two_services();
+    program.service(2, VIP, 40_000, SERVICE_DSR);
+    program.backend(4, 2, VIP, (BACKEND.0, 40_000));
+    program.maglev(2, 4);
+    let mut tagged = program.get_backend(4);
+    tagged.hop.tags = [7u16.to_be(), 0];
+    program.set_backend(4, tagged);
+    program.service(3, VIP6, 2379, 0);
+    program.backend(5, 3, VIP6, BACKEND6);
+    program.maglev(3, 5);
+    program.set_mtu(1400);
+    program
+}
+
+#[test]
+fn frames_of_every_kind_do_no_harm_and_are_counted() {
+    let mut program = everything();
     let mut random = Random(SEED + 2);
-    for _ in 0..FRAMES {
-        let frame = random.any(VIP);
+    let (mut transmitted, mut dropped, mut passed) = (0, 0, 0);
+    let traffic = |program: &mut Program| {
+        [3, 4, 5].map(|backend| program.backend_counters(backend)).map(|of| of.packets_in + of.packets_out)
+    };
+    let mut before = (program.counters(), traffic(&mut program));
+    for number in 0..ANY_FRAMES {
+        let frame = if random.below(5) < 2 { random.any_v6().0 } else { random.any(VIP) };
         let ran = program.run(&frame);
-        if ran.action == PASS {
-            assert_eq!(ran.frame, frame, "passed and changed: {frame:02x?}");
+        let after = (program.counters(), traffic(&mut program));
+        match ran.action {
+            PASS => {
+                passed += 1;
+                assert_eq!(ran.frame, frame, "frame {number}: passed and changed");
+                let silent = after == before || counted_conflict(&before.0, &after.0);
+                assert!(silent, "frame {number}: passed and counted: {frame:02x?}");
+            }
+            TX => {
+                transmitted += 1;
+                assert_ne!(after, before, "frame {number}: transmitted and not counted: {frame:02x?}");
+                if check(&frame).is_ok() {
+                    assert_sound(&ran.frame, &format!("frame {number}: {frame:02x?}"));
+                }
+            }
+            DROP => {
+                dropped += 1;
+                assert_ne!(after.0, before.0, "frame {number}: dropped and not counted: {frame:02x?}");
+            }
+            other => panic!("frame {number}: action {other}: {frame:02x?}"),
         }
+        before = after;
     }
+    println!("{ANY_FRAMES} frames: {transmitted} transmitted, {dropped} dropped, {passed} passed");
+    assert!(
+        transmitted > ANY_FRAMES / 10 && dropped > ANY_FRAMES / 10,
+        "the frames do not exercise the program"
+    );
     let established = program.load_of(LOAD_TOTAL);
+    println!("{established} flows established; counters: {:?}", program.counters());
     assert!((0..=1024).contains(&established), "{established} flows");
+}
+
+/// A claim of the VIP is counted also where the packet that claims it is for somebody else.
+fn counted_conflict(before: &Counters, after: &Counters) -> bool {
+    changed(before, after) == ["vip_conflict"]
 }

@@ -18,11 +18,25 @@ use suite::Suite;
 /// The release whose kernel is the oldest, one between, the newest.
 const SUITES: [&str; 3] = ["bookworm", "bookworm-backports", "sid"];
 /// The tests that need a kernel and no network.
-const TESTS: [&str; 4] = ["packets_object", "packets_flow", "packets_vip", "random_frames"];
-/// What a machine has; the maps take 50 MB.
-const MEMORY: &str = "1024M";
+const TESTS: [&str; 10] = [
+    "packets_object",
+    "packets_flow",
+    "packets_vip",
+    "packets_ipv6",
+    "packets_link",
+    "packets_icmp",
+    "packets_dsr",
+    "packets_choose",
+    "packets_signals",
+    "random_frames",
+];
+/// A model that has all that the kernels need, and nothing that QEMU 7.2 emulates wrongly: with `max` Linux 6.12 dies while
+/// it patches itself.
+const CPU: &str = "Nehalem";
+/// What a machine has: twice the test programs, with their debugging information, which lie in its memory; maps take 50 MB.
+const MEMORY: &str = "3072M";
 /// Longest run of a machine: emulated, it is some fifty times slower than the host.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1500);
 /// What the machine's init prints last.
 const DONE: &str = "etcd-lb-vm: done";
 
@@ -92,9 +106,9 @@ fn boot(kernel: &Path, initramfs: &Path, see: &mut impl FnMut(&str)) -> Result<b
         "-machine",
         "q35",
         "-cpu",
-        "max",
+        CPU,
         "-smp",
-        "2",
+        "1",
         "-m",
         MEMORY,
         "-nographic",

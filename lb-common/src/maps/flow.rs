@@ -45,10 +45,25 @@ pub struct Flow {
     pub backend: u16,
     /// Source port toward the backend: the slot in its port table.
     pub nat_port: Port,
-    /// MAC that the client's packets come by.
+    /// MAC that the client's packets come by; the record has the one that they are sent to.
     pub client_mac: Mac,
     /// `FLOW_*` bits.
     pub flags: u16,
+}
+
+impl Flow {
+    /// Whether this is the forward entry of a slot's owner. All three tell: generations count owners of one slot, so those
+    /// of two slots agree often, and a client's next flow may have the next slot.
+    #[inline(always)]
+    pub const fn is_of(&self, backend: u16, nat_port: Port, generation: u32) -> bool {
+        self.backend == backend && self.nat_port.get() == nat_port.get() && self.generation == generation
+    }
+
+    /// Whether both are of the same flow.
+    #[inline(always)]
+    pub const fn is_same(&self, other: &Self) -> bool {
+        self.is_of(other.backend, other.nat_port, other.generation)
+    }
 }
 
 /// A FIN was seen: packets of this flow leave the established path.
@@ -58,8 +73,9 @@ pub const FLOW_DSR: u16 = 1 << 1;
 
 /// A slot of a port table: all that a packet from the backend needs. One cache line.
 ///
-/// `claim` changes only by compare-and-swap (see [`crate::claim`]). Identity (client, MAC, interface, tags) is written by
-/// the claim's owner before the claim leaves `Claiming`; `last_seen`, `last_ack`, `edge` by packets from the backend only,
+/// `claim` changes only by compare-and-swap (see [`crate::claim`]). Identity (client, tags) is written by the claim's owner
+/// before the claim leaves `Claiming`; so are interface and MAC, which change when the way to the client does: by a packet of
+/// a client that no router is known for, or by the agent when its route does; `last_seen`, `last_ack`, `edge` by packets from the backend only,
 /// `client_edge` by packets from the client only.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

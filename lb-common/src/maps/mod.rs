@@ -12,6 +12,8 @@ mod signal;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use self::{flow::*, policy::*, signal::*};
+#[cfg(feature = "user")]
+use crate::addr::Addr;
 use crate::counters::{BackendCounters, Counters};
 
 /// Version of the layouts, raised when their meaning changes without their size.
@@ -27,6 +29,8 @@ pub const MAX_INTERFACES: usize = 1024;
 pub const MAX_VIPS: usize = 1024;
 /// `allow` prefixes of all services at most.
 pub const MAX_ALLOW: usize = 16_384;
+/// Routes in `client_routes` at most. Where the kernel has more, none is there.
+pub const MAX_CLIENT_ROUTES: usize = 4096;
 /// Default of `max_flows`.
 pub const DEFAULT_MAX_FLOWS: u32 = 131_072;
 /// Slots of a Maglev table: a prime well over a hundred times the backends of a large service (Eisenbud et al.,
@@ -96,6 +100,7 @@ pub const fn layout_hash() -> u64 {
         size_of::<ServiceKey>(),
         size_of::<Service>(),
         size_of::<AllowData>(),
+        size_of::<ClientRoute>(),
         size_of::<Backend>(),
         size_of::<ReturnKey>(),
         size_of::<Maglev>(),
@@ -155,6 +160,8 @@ mod user {
         ServiceKey,
         Service,
         AllowData,
+        Addr,
+        ClientRoute,
         Backend,
         ReturnKey,
         Maglev,

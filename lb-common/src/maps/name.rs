@@ -14,6 +14,8 @@ pub const SERVICE_PORTS: &str = "service_ports";
 pub const SERVICES: &str = "services";
 /// LPM trie [`super::AllowData`] with its prefix length → 1.
 pub const ALLOW: &str = "allow";
+/// LPM trie of clients' addresses → [`super::ClientRoute`].
+pub const CLIENT_ROUTES: &str = "client_routes";
 /// Array of [`super::Backend`], indexed by backend number.
 pub const BACKENDS: &str = "backends";
 /// Hash [`super::ReturnKey`] → backend number.
@@ -58,6 +60,7 @@ pub const KEPT: &[&str] = &[
     SERVICE_PORTS,
     SERVICES,
     ALLOW,
+    CLIENT_ROUTES,
     BACKENDS,
     RETURNS,
     MAGLEV,

@@ -145,6 +145,35 @@ pub struct AllowData {
 /// Bits of the service number in the `allow` trie's prefix length.
 pub const ALLOW_SERVICE_BITS: u32 = 32;
 
+/// Value of `client_routes`, an LPM trie of clients' addresses (an IPv4 prefix of length n has 96 + n bits): the router that
+/// packets toward these clients are sent to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ClientRoute {
+    /// The interface toward the router; 0: there is none, packets go back the way that the clients' own come by.
+    pub ifindex: u32,
+    /// The router's MAC.
+    pub mac: Mac,
+    /// 0.
+    pub reserved: u16,
+}
+
+impl ClientRoute {
+    /// Packets go back the way that the clients' own come by.
+    pub const THE_WAY_THEY_COME: Self = Self { ifindex: 0, mac: Mac::UNKNOWN, reserved: 0 };
+
+    /// By a router.
+    pub const fn by(ifindex: u32, mac: Mac) -> Self {
+        Self { ifindex, mac, reserved: 0 }
+    }
+
+    /// Whether there is a router.
+    #[inline(always)]
+    pub const fn is_by_router(&self) -> bool {
+        self.ifindex != 0
+    }
+}
+
 /// Where a frame is sent: interface, VLAN tags, MACs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

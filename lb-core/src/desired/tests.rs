@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use lb_common::addr::Mac;
 
@@ -34,6 +34,10 @@ impl World for TestWorld {
 
     fn answered_on(&self, address: IpAddr) -> Vec<u32> {
         if address.to_string().starts_with("10.0.1.") { vec![3] } else { vec![] }
+    }
+
+    fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute> {
+        BTreeMap::new()
     }
 
     fn seed(&self, service: &Service) -> Seed {

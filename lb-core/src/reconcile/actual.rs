@@ -4,8 +4,8 @@ use lb_common::{
     addr::{Addr, Mac, Port},
     hash::Seed,
     maps::{
-        self, AllowData, Backend, Filter, Interface, Lease, ReturnKey, Service, ServiceKey, VipClaim,
-        VipOnInterface,
+        self, AllowData, Backend, ClientRoute, Filter, Interface, Lease, ReturnKey, Service, ServiceKey,
+        VipClaim, VipOnInterface,
     },
 };
 
@@ -13,6 +13,9 @@ use super::Table;
 
 /// Key of `allow`: prefix length, the service number's 32 bits included, and data.
 pub type AllowKey = (u32, AllowData);
+
+/// Key of `client_routes`: prefix length, and the address without the bits beyond it.
+pub type RouteKey = (u32, Addr);
 
 /// What the policy maps hold; entries that are all zero are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub struct Actual {
     pub returns: BTreeMap<ReturnKey, u16>,
     /// `allow`.
     pub allow: BTreeSet<AllowKey>,
+    /// `client_routes`.
+    pub client_routes: BTreeMap<RouteKey, ClientRoute>,
     /// `vips`: [`VipClaim::answered`] by address and interface.
     pub vips: BTreeMap<VipOnInterface, VipClaim>,
     /// `interfaces` by slot.
@@ -79,6 +84,10 @@ pub enum Change {
     Allow(AllowKey),
     /// Removes a prefix from `allow`.
     RemoveAllow(AllowKey),
+    /// Sets an entry of `client_routes`.
+    ClientRoute(RouteKey, ClientRoute),
+    /// Removes an entry of `client_routes`.
+    RemoveClientRoute(RouteKey),
     /// Swaps a service's Maglev table.
     Maglev(u16, Table),
     /// Takes a service's Maglev table away.
@@ -109,6 +118,7 @@ impl Default for Actual {
             reserved: BTreeMap::new(),
             returns: BTreeMap::new(),
             allow: BTreeSet::new(),
+            client_routes: BTreeMap::new(),
             vips: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             filter: FilterBits::default(),
@@ -143,6 +153,8 @@ impl Actual {
             Change::RemoveReturn(key) => drop(self.returns.remove(key)),
             Change::Allow(key) => drop(self.allow.insert(*key)),
             Change::RemoveAllow(key) => drop(self.allow.remove(key)),
+            Change::ClientRoute(key, route) => drop(self.client_routes.insert(*key, *route)),
+            Change::RemoveClientRoute(key) => drop(self.client_routes.remove(key)),
             Change::Maglev(service, table) => drop(self.maglev.insert(*service, table.clone())),
             Change::RemoveMaglev(service) => drop(self.maglev.remove(service)),
             Change::Service(number, service) => drop(self.services.insert(*number, *service)),

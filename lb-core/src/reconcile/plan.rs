@@ -2,7 +2,8 @@
 //!
 //! What is added is written from the inside out: a backend and its port table stand before a table names them, a service
 //! stands before its port leads to it, and the filter opens last. What is removed goes the other way. In between the
-//! filter, one value, is swapped once. Where an `allow` list begins or ends, the service's entry is written after its
+//! filter, one value, is swapped once. Of the routes to clients a longer prefix comes before the shorter one that it is an
+//! exception to, and goes after it. Where an `allow` list begins or ends, the service's entry is written after its
 //! prefixes are there and before they go, so that nobody is let in, or kept out, for a moment.
 
 use std::collections::BTreeMap;
@@ -52,6 +53,8 @@ fn add(from: &Actual, to: &Actual, changes: &mut Vec<Change>) {
     }
     changes
         .extend(set(&from.interfaces, &to.interfaces).map(|(&slot, &value)| Change::Interface(slot, value)));
+    let routes: Vec<_> = set(&from.client_routes, &to.client_routes).collect();
+    changes.extend(routes.into_iter().rev().map(|(&key, &route)| Change::ClientRoute(key, route)));
     let used = |(_, backend): &(&u16, &Backend)| is_used(backend);
     changes.extend(
         set(&from.backends, &to.backends)
@@ -86,6 +89,7 @@ fn remove(from: &Actual, to: &Actual, changes: &mut Vec<Change>) {
     let given_up = from.used_backends().map(|(number, _)| number);
     let given_up = given_up.filter(|number| to.backends.get(number).is_none_or(|b| !is_used(b)));
     changes.extend(given_up.map(Change::ClearBackend));
+    changes.extend(gone(&from.client_routes, &to.client_routes).map(|&key| Change::RemoveClientRoute(key)));
     changes.extend(gone(&from.interfaces, &to.interfaces).map(|&slot| Change::ClearInterface(slot)));
 }
 

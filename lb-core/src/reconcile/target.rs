@@ -12,10 +12,10 @@ use lb_common::{
 
 use super::{
     Actual, Affinity, AllowKey, Desired, DesiredAddress, DesiredBackend, DesiredService, FilterBits, Member,
-    NoBackend, Prefix, Table,
+    NoBackend, Prefix, RouteKey, Table,
     actual::{cleared, is_used, return_key, service_key},
 };
-use crate::maglev;
+use crate::{maglev, ways};
 
 /// Why the maps cannot hold what is desired.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +29,9 @@ pub enum Error {
     /// More prefixes than `allow` holds.
     #[error("{0} prefixes in the `allow` lists, at most {max} fit: join neighbouring ones", max = maps::MAX_ALLOW)]
     TooManyPrefixes(usize),
+    /// More routes than `client_routes` holds.
+    #[error("{0} routes toward clients, at most {max} fit", max = maps::MAX_CLIENT_ROUTES)]
+    TooManyRoutes(usize),
     /// More addresses than `vips` holds.
     #[error("{0} pairs of address and interface, at most {max} fit: use fewer VIPs or interfaces", max = maps::MAX_VIPS)]
     TooManyAddresses(usize),
@@ -92,6 +95,11 @@ pub(super) fn target(desired: &Desired, actual: &Actual, tables: &mut TableCache
     derive(&mut target);
     add_addresses(&desired.addresses, actual, &mut target)?;
     add_interfaces(desired, &mut target)?;
+    let routes = desired.client_routes.iter().map(|(prefix, route)| (route_key(prefix), *route));
+    target.client_routes = routes.collect();
+    if target.client_routes.len() > maps::MAX_CLIENT_ROUTES {
+        return Err(Error::TooManyRoutes(target.client_routes.len()));
+    }
     if target.allow.len() > maps::MAX_ALLOW {
         return Err(Error::TooManyPrefixes(target.allow.len()));
     }
@@ -320,15 +328,17 @@ fn key_of(backend: &DesiredBackend) -> ReturnKey {
     ReturnKey::new(backend.source.into(), backend.address.ip().into(), Port::new(backend.address.port()))
 }
 
-/// The key of a service's prefix, bits beyond its length cleared, so that one prefix has one key.
+/// The key of a service's prefix.
 fn allow_key(service: u16, prefix: &Prefix) -> AllowKey {
-    let (before, bits) = match prefix.address {
-        IpAddr::V4(_) => (96, u32::from(prefix.length.min(32))),
-        IpAddr::V6(_) => (0, u32::from(prefix.length.min(128))),
-    };
-    let length = before + bits;
-    let address = u128::from_be_bytes(*Addr::from(prefix.address).octets());
-    let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-    let address = Addr::new((address & mask).to_be_bytes());
+    let (length, address) = route_key(prefix);
     (maps::ALLOW_SERVICE_BITS + length, AllowData { service: u32::from(service).to_be_bytes(), address })
+}
+
+/// The key of a prefix, bits beyond its length cleared, so that one prefix has one key.
+pub fn route_key(prefix: &Prefix) -> RouteKey {
+    let length = match prefix.address {
+        IpAddr::V4(_) => 96 + u32::from(prefix.length.min(32)),
+        IpAddr::V6(_) => u32::from(prefix.length.min(128)),
+    };
+    (length, ways::cut(prefix.address.into(), length))
 }

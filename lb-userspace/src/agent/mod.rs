@@ -10,6 +10,7 @@
 //! should it die, the data plane goes on with what it was told last.
 
 mod attach;
+mod clients;
 mod commands;
 pub mod error;
 mod explain;

@@ -14,8 +14,8 @@ use lb_core::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Options, attach::Attachments, files::Loaded, fit, lock::Locks, notify::Notifier, report::Reloaded,
-    told::Told, world,
+    Options, attach::Attachments, clients::ClientWays, files::Loaded, fit, lock::Locks, notify::Notifier,
+    report::Reloaded, told::Told, world,
 };
 use crate::{
     api::SocketFile,
@@ -42,8 +42,10 @@ pub(super) struct Agent {
     pub(super) plane: DataPlane,
     /// The kernel's view of the network.
     pub(super) network: Network,
-    /// Next hops toward the backends.
+    /// Next hops toward the backends and the clients' routers.
     pub(super) hops: Hops,
+    /// The routes by which clients are reached.
+    pub(super) clients: ClientWays,
     /// The backends' health.
     pub(super) checks: Checks,
     /// What the operator drains, and since when.
@@ -103,6 +105,7 @@ impl Agent {
             plane,
             network,
             hops: Hops::default(),
+            clients: ClientWays::default(),
             checks,
             drains,
             attachments: Attachments::default(),
@@ -257,7 +260,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Asks for the route to each backend.
+    /// Asks for the route to each backend, and for those to clients.
     pub(super) async fn look_up_hops(&mut self) {
         let destinations = self
             .config
@@ -267,6 +270,7 @@ impl Agent {
             .map(|backend| backend.address.ip())
             .collect();
         self.hops.look_up(self.network.handle(), &destinations).await;
+        self.list_client_ways().await;
         let dsr = self.config.services.iter().filter(|service| service.mode == Mode::Dsr);
         for backend in dsr.flat_map(|service| &service.backends) {
             let address = backend.address.ip();

@@ -1,13 +1,14 @@
 //! The agent's knowledge, as desired state asks for it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{hash::Seed, maps};
 use lb_core::{
     config::Service,
     desired::{BackendKey, Standing, World},
     health::State,
-    seed,
+    reconcile::Prefix,
+    seed, ways,
 };
 
 use super::{attach, state::Agent};
@@ -43,6 +44,11 @@ impl World for View<'_> {
         let mirror = self.0.network.mirror();
         let named = self.interfaces().into_iter().map(|interface| interface.ifindex);
         named.filter(|ifindex| mirror.reaches_directly(*ifindex, address)).collect()
+    }
+
+    fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute> {
+        let hops = &self.0.hops;
+        ways::client_routes(&self.0.clients.ways, |ifindex, router| hops.router_mac(ifindex, router))
     }
 
     fn seed(&self, service: &Service) -> Seed {

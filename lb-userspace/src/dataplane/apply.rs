@@ -57,6 +57,13 @@ pub(super) fn apply(
         Change::RemoveAllow((length, data)) => {
             removed(maps.allow.remove(&Key::new(*length, *data)), name::ALLOW)
         }
+        Change::ClientRoute((length, address), route) => {
+            let key = Key::new(*length, *address);
+            maps.client_routes.insert(&key, *route, ANY).map_err(Error::map(name::CLIENT_ROUTES))
+        }
+        Change::RemoveClientRoute((length, address)) => {
+            removed(maps.client_routes.remove(&Key::new(*length, *address)), name::CLIENT_ROUTES)
+        }
         Change::Maglev(service, table) => swap_maglev(maps, *service, table),
         Change::RemoveMaglev(service) => empty_slot(&maps.raw.maglev, *service, name::MAGLEV),
         Change::Service(number, service) => {

@@ -86,6 +86,25 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<XdpLinkInfo> {
     Ok(XdpLinkInfo { program_id: info.prog_id, ifindex })
 }
 
+/// Removes an element of a hash and returns what it was, in one step; `None`: there was none.
+///
+/// # Safety
+///
+/// `K` has the map's key size, `V` its value size.
+pub(super) unsafe fn take<K: IntoBytes, V: FromBytes>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = V::new_zeroed();
+    let mut attr = empty();
+    attr.__bindgen_anon_2.map_fd = number(map);
+    attr.__bindgen_anon_2.key = &raw const *key as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = &raw mut value as u64;
+    // SAFETY: the kernel reads a key and writes a value, of the sizes that the caller vouches for; any bits are a value.
+    match unsafe { call(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) } {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads an array's first element.
 ///
 /// # Safety

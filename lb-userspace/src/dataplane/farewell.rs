@@ -9,7 +9,7 @@ use aya::maps::MapError;
 use lb_common::{
     addr::{Mac, Port},
     claim::ENDED,
-    maps::{Backend, Flow, FlowKey, Record, SERVICE_DSR, Service, age_ns, interface_slot},
+    maps::{Backend, Flow, FlowKey, Record, SERVICE_DSR, Service, age_ns, interface_slot, name},
 };
 use lb_core::{
     resets::Time,
@@ -19,6 +19,8 @@ use tracing::{debug, warn};
 
 use super::{
     BackendPlace, DataPlane,
+    error::Error,
+    forward::{self, NO_EXIST},
     maps::{Maps, is_absent},
     raw_socket::RawSocket,
     resets::{Ended, Reason},
@@ -26,8 +28,6 @@ use super::{
 
 /// Frames are built and sent for so many flows before the agent's loop turns again: about a millisecond.
 const BATCH: usize = 50;
-/// `BPF_NOEXIST` of bpf(2).
-const NO_EXIST: u64 = 1;
 
 /// An established flow that the agent ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl DataPlane {
     fn tell(&mut self, ended: &Ended, time: Time) -> Option<EndedFlow> {
         let (backend, service) = self.owner(ended.backend).map(|(b, s)| (*b, *s))?;
         let key = FlowKey { client: ended.client, port: ended.client_port, service: backend.service };
-        let ours = |flow: &Flow| flow.backend == ended.backend && flow.generation == ended.generation;
+        let ours = |flow: &Flow| flow.is_of(ended.backend, Port::new(ended.port), ended.generation);
         let forward = forward_entry(&self.maps, &key).unwrap_or_else(|error| {
             debug!(%error, "the client's last ACK cannot be read");
             None
@@ -124,13 +124,9 @@ impl DataPlane {
             }
             moved => moved,
         };
-        let removed = self.maps.flows.remove(key);
-        for outcome in [moved, removed] {
-            if let Err(error) = outcome
-                && !is_absent(&error)
-            {
-                debug!(%error, "a forward entry could not be moved");
-            }
+        let removed = forward::remove(&mut self.maps, key, flow).map(drop);
+        if let Err(error) = moved.map_err(Error::map(name::HALF_OPEN)).and(removed) {
+            debug!(%error, "a forward entry could not be moved");
         }
     }
 

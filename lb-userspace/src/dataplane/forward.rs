@@ -1,7 +1,7 @@
-//! Removing forward entries that outlived their flow, a part of the map at a time.
+//! Removing forward entries that outlived their flow.
 //!
 //! The data plane removes an entry when its flow closes. What is left over comes from rare races, from flows that the
-//! agent ended, and from agents that were killed while they did.
+//! agent ended, and from agents that were killed while they did: it is found by a walk, a part of the map at a time.
 
 use std::{collections::BTreeMap, os::fd::AsFd as _};
 
@@ -11,7 +11,15 @@ use lb_common::{
 };
 use zerocopy::FromZeros as _;
 
-use super::{apply, bpf, error::Error, maps::Maps, port_table::PortTable};
+use super::{
+    bpf,
+    error::Error,
+    maps::{Maps, is_absent},
+    port_table::PortTable,
+};
+
+/// `BPF_NOEXIST` of bpf(2).
+pub(super) const NO_EXIST: u64 = 1;
 
 /// Entries looked at in one go: about 5 ms.
 const STEP: usize = 16_384;
@@ -45,26 +53,33 @@ impl Forward {
         self.cursor = next;
         let mut gone = 0;
         for (key, flow) in self.keys.iter().zip(&self.values).take(count) {
-            if is_stale(tables, flow, now_ns) && still_stale(maps, tables, key, now_ns)? {
-                apply::removed(maps.flows.remove(key), name::FLOWS)?;
-                gone += 1;
+            if is_stale(tables, flow, now_ns) {
+                gone += usize::from(remove(maps, key, flow)?);
             }
         }
         Ok(gone)
     }
 }
 
-/// The batch was read a while ago: a new flow of the same client may have the entry by now.
-fn still_stale(
-    maps: &Maps,
-    tables: &BTreeMap<u16, PortTable>,
-    key: &FlowKey,
-    now_ns: u64,
-) -> Result<bool, Error> {
+/// Removes the forward entry of a flow as it was read a while ago, and of no other: a new flow of the same client may have
+/// it by now. Whether it was there.
+pub(super) fn remove(maps: &mut Maps, key: &FlowKey, flow: &Flow) -> Result<bool, Error> {
+    // Nearly always the first look tells; what changes after it is put back.
     match maps.flows.get(key, 0) {
-        Ok(flow) => Ok(is_stale(tables, &flow, now_ns)),
-        Err(error) if super::maps::is_absent(&error) => Ok(false),
-        Err(error) => Err(Error::map(name::FLOWS)(error)),
+        Ok(found) if found.is_same(flow) => {}
+        Ok(_) => return Ok(false),
+        Err(error) if is_absent(&error) => return Ok(false),
+        Err(error) => return Err(Error::map(name::FLOWS)(error)),
+    }
+    // SAFETY: `layout::check` and the object hold `flows` to these types' sizes.
+    let taken = unsafe { bpf::take::<FlowKey, Flow>(maps.raw.flows.fd().as_fd(), key) };
+    match taken.map_err(Error::call("remove from", name::FLOWS))? {
+        Some(other) if !other.is_same(flow) => {
+            // Should the client begin yet another one meanwhile, that stays.
+            let _may_be_there = maps.flows.insert(key, other, NO_EXIST);
+            Ok(false)
+        }
+        taken => Ok(taken.is_some()),
     }
 }
 

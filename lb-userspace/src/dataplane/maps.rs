@@ -7,10 +7,11 @@ use aya::{
     maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf},
 };
 use lb_common::{
+    addr::Addr,
     counters::{BackendCounters, Counters},
     maps::{
-        self, AllowData, Backend, ClientKey, ClientLoad, Filter, Flow, FlowKey, Handshakes, Interface, Lease,
-        Load, Maglev, ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface, name,
+        self, AllowData, Backend, ClientKey, ClientLoad, ClientRoute, Filter, Flow, FlowKey, Handshakes,
+        Interface, Lease, Load, Maglev, ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface, name,
     },
 };
 use lb_core::reconcile::{Actual, FilterBits, Table};
@@ -25,6 +26,7 @@ pub(super) struct Maps {
     pub(super) service_ports: HashMap<MapData, ServiceKey, u32>,
     pub(super) services: Array<MapData, Service>,
     pub(super) allow: LpmTrie<MapData, AllowData, u32>,
+    pub(super) client_routes: LpmTrie<MapData, Addr, ClientRoute>,
     pub(super) backends: Array<MapData, Backend>,
     pub(super) returns: HashMap<MapData, ReturnKey, u32>,
     pub(super) maglev: ArrayOfMaps<MapData, MapData>,
@@ -67,6 +69,7 @@ impl Maps {
             service_ports: take(ebpf, name::SERVICE_PORTS)?,
             services: take(ebpf, name::SERVICES)?,
             allow: take(ebpf, name::ALLOW)?,
+            client_routes: take(ebpf, name::CLIENT_ROUTES)?,
             backends: take(ebpf, name::BACKENDS)?,
             returns: take(ebpf, name::RETURNS)?,
             maglev: take(ebpf, name::MAGLEV)?,
@@ -111,6 +114,10 @@ impl Maps {
         for key in self.allow.keys() {
             let key = key.map_err(Error::map(name::ALLOW))?;
             actual.allow.insert((key.prefix_len(), key.data()));
+        }
+        for entry in &self.client_routes {
+            let (key, route) = entry.map_err(Error::map(name::CLIENT_ROUTES))?;
+            actual.client_routes.insert((key.prefix_len(), key.data()), route);
         }
         for service in 0..maps::MAX_SERVICES as u16 {
             if let Some(table) = self.read_maglev(service)? {

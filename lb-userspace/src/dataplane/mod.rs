@@ -12,6 +12,7 @@
 //! | `resets.rs`, `farewell.rs`, `raw_socket.rs` | ending flows, and telling both ends |
 //! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `clients.rs`, `leaving.rs` | what is cleaned up about once a second |
+//! | `ways.rs` | live flows follow the routes to their clients |
 //! | `detach.rs` | removing it all |
 //! | `debug_log.rs` | the program's own messages, in builds with the feature `debug-log` |
 //! | `bpf.rs` | calls to the kernel that aya does not have |
@@ -47,6 +48,7 @@ mod rings;
 mod shared;
 mod sweep;
 mod told;
+mod ways;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -272,6 +274,9 @@ impl DataPlane {
         let plan = self.planner.plan(desired, &self.actual)?;
         self.desired = Some(desired.clone());
         let written = self.write(&plan)?;
+        if ways::concern(&plan) {
+            self.follow_client_routes();
+        }
         self.sweeper.leaving.follow(&self.actual, self.desired.as_ref(), monotonic_ns());
         Ok(written)
     }

@@ -12,8 +12,9 @@ use std::{
 use aya::maps::MapData;
 use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use lb_common::{
+    addr::Mac,
     claim::{Claim, State},
-    maps::{PORT_TABLE_SLOTS, Record, name},
+    maps::{ClientRoute, PORT_TABLE_SLOTS, Record, name},
 };
 
 use super::{error::Error, shared::Shared};
@@ -115,6 +116,32 @@ impl PortTable {
         self.records.u32(usize::from(port), offset_of!(Record, epoch)).load(Ordering::Relaxed)
     }
 
+    /// Sends a flow's packets to its client by a router, if its record still says what was read; whether that is news.
+    pub(super) fn reroute(&self, port: u16, was: &Record, route: &ClientRoute) -> bool {
+        if (was.ifindex, was.client_mac) == (route.ifindex, route.mac) {
+            return false;
+        }
+        let index = usize::from(port);
+        let ifindex = self.records.u32(index, offset_of!(Record, ifindex));
+        let mac = self.records.u64(index, offset_of!(Record, client_mac));
+        let (old, new) = (mac_word(was.client_mac, was.outer_tag), mac_word(route.mac, was.outer_tag));
+        let (acquire, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
+        // What somebody else has changed meanwhile is left to the next sweep.
+        let turned = ifindex.compare_exchange(was.ifindex, route.ifindex, acquire, relaxed).is_ok();
+        let done = mac.compare_exchange(old, new, acquire, relaxed).is_ok();
+        if self.claim(port).generation() == was.claim().generation() {
+            return turned || done;
+        }
+        // The slot went to another flow just now. If that had written the new way by itself, the next sweep does it again.
+        if turned {
+            let _ = ifindex.compare_exchange(route.ifindex, was.ifindex, acquire, relaxed);
+        }
+        if done {
+            let _ = mac.compare_exchange(new, old, acquire, relaxed);
+        }
+        false
+    }
+
     /// From now on the port rests as if its backend had spoken at `now_ns`.
     pub(super) fn rest_from(&self, port: u16, now_ns: u64) {
         self.records.u64(usize::from(port), offset_of!(Record, last_seen)).store(now_ns, Ordering::Relaxed);
@@ -133,4 +160,13 @@ impl PortTable {
     fn claim_word(&self, port: u16) -> &AtomicU64 {
         self.records.u64(usize::from(port), offset_of!(Record, claim))
     }
+}
+
+/// The word of a record that holds the client's MAC and its first tag.
+fn mac_word(mac: Mac, outer_tag: u16) -> u64 {
+    const { assert!(offset_of!(Record, outer_tag) == offset_of!(Record, client_mac) + size_of::<Mac>()) };
+    let mut octets = [0; 8];
+    octets[..6].copy_from_slice(mac.octets());
+    octets[6..].copy_from_slice(&outer_tag.to_ne_bytes());
+    u64::from_ne_bytes(octets)
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
+    addr::Port,
     claim::{Claim, FREE_AT_ONCE, RESET, SYN_ACKED, State},
     maps::{self, FlowKey, Load, name},
     nat::TIME_WAIT_NS,
@@ -107,6 +108,8 @@ impl DataPlane {
             }
             claiming.extend(pass.claiming.into_iter().map(|(port, claim)| ((number, port), (claim, now_ns))));
         }
+        // Those that were made by an old route while it changed.
+        self.follow_client_routes();
         report.ports_freed += self.free_stuck(claiming, now_ns);
         report.forward_removed = self.sweeper.forward.step(&mut self.maps, &self.tables, now_ns)?;
         report.loads_corrected = self.sweeper.drift.correct(&self.maps, &self.actual, &report.census);
@@ -224,7 +227,7 @@ fn is_silent(maps: &Maps, table: &PortTable, slot: Slot, claim: Claim, since_ns:
     let key = FlowKey { client: record.client, port: record.client_port, service: slot.service };
     match maps.flows.get(&key, 0) {
         Ok(flow) => {
-            let ours = flow.backend == slot.backend && flow.generation == claim.generation();
+            let ours = flow.is_of(slot.backend, Port::new(slot.port), claim.generation());
             Ok(!ours || flow.last_seen <= since_ns)
         }
         Err(error) if is_absent(&error) => Ok(true),

@@ -1,4 +1,4 @@
-//! Next hops toward the backends, and how they stay fresh.
+//! Next hops toward the backends and toward clients behind routers, and how they stay fresh.
 //!
 //! XDP sends past the kernel's stack, so no traffic of ours confirms a neighbour: the kernel is asked to (`NTF_USE`, what
 //! sending a packet would do) whenever an entry is missing or no longer confirmed. A MAC that the kernel learns anew,
@@ -23,6 +23,8 @@ use super::{
 #[derive(Debug, Default)]
 pub struct Hops {
     routes: HashMap<IpAddr, Result<Route, RouteError>>,
+    /// Routers toward clients, with their interfaces.
+    routers: BTreeSet<(u32, IpAddr)>,
     /// The last MAC of each neighbour: better than none while the kernel asks anew.
     known: HashMap<(u32, IpAddr), Mac>,
 }
@@ -47,11 +49,21 @@ impl Hops {
         }
     }
 
+    /// Keeps the MACs of exactly these routers fresh beside those toward the backends.
+    pub fn follow_routers(&mut self, routers: BTreeSet<(u32, IpAddr)>) {
+        self.routers = routers;
+    }
+
+    /// A router's MAC, where it is one that is followed and its MAC is known.
+    pub fn router_mac(&self, ifindex: u32, router: IpAddr) -> Option<Mac> {
+        let key = (ifindex, router);
+        self.routers.contains(&key).then(|| self.known.get(&key).copied()).flatten()
+    }
+
     /// Takes in the neighbours' MACs; whether one is new.
     pub fn learn(&mut self, mirror: &Mirror) -> bool {
         let mut news = false;
-        for route in self.routes.values().flatten() {
-            let key = (route.ifindex, route.neighbour);
+        for key in self.neighbours() {
             let Some(mac) = mirror.neighbour(key.0, key.1).and_then(|neighbour| neighbour.mac) else {
                 continue;
             };
@@ -86,16 +98,14 @@ impl Hops {
         Some(self.routes.get(&destination)?.as_ref().ok()?.ifindex)
     }
 
-    /// Whether a MAC is known for each destination that has a route.
+    /// Whether a MAC is known for each router, and for each destination that has a route.
     pub fn complete(&self) -> bool {
-        self.routes.values().flatten().all(|route| self.known.contains_key(&(route.ifindex, route.neighbour)))
+        self.neighbours().iter().all(|key| self.known.contains_key(key))
     }
 
     /// Makes the kernel resolve, or confirm, each neighbour that is not fresh.
     pub async fn provoke(&self, handle: &Handle, mirror: &Mirror) {
-        let neighbours: BTreeSet<_> =
-            self.routes.values().flatten().map(|route| (route.ifindex, route.neighbour)).collect();
-        for (ifindex, address) in neighbours {
+        for (ifindex, address) in self.neighbours() {
             if mirror.neighbour(ifindex, address).is_some_and(|neighbour| neighbour.fresh) {
                 continue;
             }
@@ -108,5 +118,11 @@ impl Hops {
             // It fails when the interface went away just now; the message about that is on its way.
             let _ = request.execute().await;
         }
+    }
+
+    /// Whose MACs are needed.
+    fn neighbours(&self) -> BTreeSet<(u32, IpAddr)> {
+        let next = self.routes.values().flatten().map(|route| (route.ifindex, route.neighbour));
+        next.chain(self.routers.iter().copied()).collect()
     }
 }

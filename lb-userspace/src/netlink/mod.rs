@@ -9,6 +9,7 @@ pub mod hops;
 mod mirror;
 mod nd;
 mod routes;
+pub mod table;
 pub mod vip;
 
 use std::io;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteType, RouteVia};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// How an address is reached.
@@ -44,20 +44,26 @@ pub(super) async fn look_up(handle: &Handle, destination: IpAddr) -> Result<Rout
     if message.header.kind != RouteType::Unicast {
         return Err(RouteError::Kind(destination, format!("{:?}", message.header.kind).to_lowercase()));
     }
-    let (mut ifindex, mut neighbour) = (None, destination);
+    let (ifindex, router) = next_hop(&message);
+    let ifindex = ifindex.ok_or_else(|| none("the route names no interface".into()))?;
+    Ok(Route { ifindex, neighbour: router.unwrap_or(destination) })
+}
+
+/// A route's interface, and the router that it names.
+pub(super) fn next_hop(message: &RouteMessage) -> (Option<u32>, Option<IpAddr>) {
+    let (mut ifindex, mut router) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
-            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => neighbour = IpAddr::V4(*v4),
-            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => neighbour = IpAddr::V6(*v6),
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => router = Some(IpAddr::V4(*v4)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => router = Some(IpAddr::V6(*v6)),
             // A gateway of the other family (RFC 5549).
-            RouteAttribute::Via(RouteVia::Inet(v4)) => neighbour = IpAddr::V4(*v4),
-            RouteAttribute::Via(RouteVia::Inet6(v6)) => neighbour = IpAddr::V6(*v6),
+            RouteAttribute::Via(RouteVia::Inet(v4)) => router = Some(IpAddr::V4(*v4)),
+            RouteAttribute::Via(RouteVia::Inet6(v6)) => router = Some(IpAddr::V6(*v6)),
             _ => {}
         }
     }
-    let ifindex = ifindex.ok_or_else(|| none("the route names no interface".into()))?;
-    Ok(Route { ifindex, neighbour })
+    (ifindex, router)
 }
 
 fn reason(error: &rtnetlink::Error) -> String {

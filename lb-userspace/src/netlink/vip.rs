@@ -72,11 +72,14 @@ pub fn announce(ifindex: u32, mac: Mac, address: IpAddr) -> io::Result<()> {
     }
 }
 
-fn claimant_in(frame: &[u8], address: IpAddr) -> Option<Mac> {
-    match address {
+/// The MAC that claims `address` in an ARP or neighbour discovery frame, by an answer or an announcement; of a group or of
+/// nobody it is no claim.
+pub fn claimant_in(frame: &[u8], address: IpAddr) -> Option<Mac> {
+    let claimant = match address {
         IpAddr::V4(v4) => arp::claimant(frame, v4),
         IpAddr::V6(v6) => nd::claimant(frame, v6),
-    }
+    };
+    claimant.filter(|mac| !mac.is_unknown() && !mac.is_group())
 }
 
 /// A packet socket that receives what is said of addresses of this family on one interface, and sends on it.

@@ -9,6 +9,6 @@ pub mod v6;
 mod verify;
 
 pub use build::{Deviation, TcpFrame, arp_request, deviations, icmp_error, ping};
-pub use program::{BACKEND_MAC, CLIENT_MAC, OWN_MAC, Program, Ran, SEED};
+pub use program::{BACKEND_MAC, CLIENT_MAC, IFINDEX, OWN_MAC, Program, Ran, SEED};
 pub use random::Random;
-pub use verify::{assert_sound, internet_sum, reset_of, tcp_of};
+pub use verify::{assert_sound, check, internet_sum, reset_of, tcp_of};

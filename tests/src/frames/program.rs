@@ -25,7 +25,8 @@ use zerocopy::FromZeros as _;
 pub const OWN_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x11]);
 pub const CLIENT_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x22]);
 pub const BACKEND_MAC: Mac = Mac::new([2, 0, 0, 0, 0, 0x33]);
-const IFINDEX: u32 = 1;
+/// The interface that frames come in by.
+pub const IFINDEX: u32 = 1;
 /// Key of every service's flow hash.
 pub const SEED: Seed = Seed { key: [7, 9] };
 /// `include/uapi/linux/bpf.h`.
@@ -169,6 +170,15 @@ impl Program {
         let mut trie: LpmTrie<_, AllowData, u32> =
             self.ebpf.map_mut(name::ALLOW).expect("allow").try_into().expect("a trie");
         trie.insert(&Key::new(ALLOW_SERVICE_BITS + length, data), 1, 0).expect("insert");
+    }
+
+    /// Adds a route to clients.
+    pub fn client_route(&mut self, prefix: impl Into<IpAddr>, length: u32, route: ClientRoute) {
+        let prefix = prefix.into();
+        let length = if prefix.is_ipv4() { 96 + length } else { length };
+        let mut trie: LpmTrie<_, Addr, ClientRoute> =
+            self.ebpf.map_mut(name::CLIENT_ROUTES).expect("client_routes").try_into().expect("a trie");
+        trie.insert(&Key::new(length, prefix.into()), route, 0).expect("insert");
     }
 
     pub fn set_lease(&mut self, lease: Lease) {

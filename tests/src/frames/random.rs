@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use lb_common::addr::Mac;
 
 use super::{
-    BACKEND_MAC, CLIENT_MAC, OWN_MAC, TcpFrame, arp_request, ping,
+    BACKEND_MAC, CLIENT_MAC, OWN_MAC, TcpFrame, arp_request, icmp_error, ping,
     scene::{BACKEND, VIP},
     v6::{BACKEND6, CLIENT6, Extension, TcpFrame6, VIP6, group_of, neighbour, ping_v6},
 };
@@ -57,6 +57,12 @@ impl Random {
         frame.ttl = self.pick(&[64, 64, 64, 2, 1, 0]);
         frame.ip_options = vec![1; self.pick(&[0, 0, 0, 4, 40])];
         frame.tcp_options = vec![1; self.pick(&[0, 12, 40])];
+        if self.below(3) == 0 {
+            // An MSS, at an even or an odd place.
+            let at = self.below(9);
+            frame.tcp_options = vec![1; 12];
+            frame.tcp_options[at..][..4].copy_from_slice(&[2, 4, self.pick(&[5, 35]), 180]);
+        }
         let length = self.pick(&[0, 1, 100, 1400]);
         frame.payload = self.octets(length);
         if self.below(8) == 0 {
@@ -68,10 +74,18 @@ impl Random {
         frame
     }
 
-    /// Anything: a sound frame, one with a few octets changed, a truncated one, ARP, ping, or noise.
+    /// Anything: a sound frame, one with a few octets changed, a truncated one, ARP, ping, an ICMP error, or noise.
     pub fn any(&mut self, destination: Ipv4Addr) -> Vec<u8> {
         let client = Ipv4Addr::new(10, 0, 2, 7);
-        let mut frame = match self.below(8) {
+        let mut frame = match self.below(9) {
+            8 => {
+                let mut quoted = self.tcp(client);
+                (quoted.tags, quoted.source.0) = (Vec::new(), destination);
+                let quoted = quoted.build();
+                let length = 14 + self.below(80).min(quoted.len() - 14);
+                let error = (self.pick(&[3, 3, 11, 12, 5]), self.pick(&[4, 1, 0]), 1400);
+                icmp_error((CLIENT_MAC, client), destination, error, &quoted[14..length])
+            }
             0 => arp_request(Mac::new([0xff; 6]), (CLIENT_MAC, client), destination),
             1 => {
                 let length = self.below(1400);

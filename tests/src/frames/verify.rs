@@ -1,48 +1,48 @@
 //! An independent look at what the program transmits: etherparse reads it and computes its checksums anew.
 
-use etherparse::{Ipv6Header, NetSlice, SlicedPacket, TcpHeader, TransportSlice};
+use etherparse::{NetSlice, SlicedPacket, TcpHeader, TransportSlice};
 
 /// Fails unless the frame is a sound IPv4, IPv6 or ARP packet with right checksums.
 pub fn assert_sound(frame: &[u8], context: &str) {
-    let packet = SlicedPacket::from_ethernet(frame)
-        .unwrap_or_else(|error| panic!("{context}: transmitted frame is malformed: {error}\n{frame:02x?}"));
-    if let Some(NetSlice::Ipv6(ip)) = &packet.net {
-        return assert_sound_v6(&ip.header().to_header(), &packet, context);
-    }
-    let Some(NetSlice::Ipv4(ip)) = &packet.net else { return };
-    let header = ip.header().to_header();
-    assert_eq!(header.header_checksum, header.calc_header_checksum(), "{context}: IPv4 header checksum");
-    match &packet.transport {
-        Some(TransportSlice::Tcp(tcp)) => {
-            let want = tcp
-                .to_header()
-                .calc_checksum_ipv4(&header, tcp.payload())
-                .unwrap_or_else(|error| panic!("{context}: {error}"));
-            assert_eq!(tcp.checksum(), want, "{context}: TCP checksum");
-        }
-        Some(TransportSlice::Icmpv4(icmp)) => {
-            let want = icmp.icmp_type().calc_checksum(icmp.payload());
-            assert_eq!(icmp.checksum(), want, "{context}: ICMP checksum");
-        }
-        _ => {}
-    }
+    check(frame).unwrap_or_else(|wrong| panic!("{context}: {wrong}\n{frame:02x?}"));
 }
 
-fn assert_sound_v6(header: &Ipv6Header, packet: &SlicedPacket<'_>, context: &str) {
-    match &packet.transport {
-        Some(TransportSlice::Tcp(tcp)) => {
-            let want = tcp
-                .to_header()
-                .calc_checksum_ipv6(header, tcp.payload())
-                .unwrap_or_else(|error| panic!("{context}: {error}"));
-            assert_eq!(tcp.checksum(), want, "{context}: TCP checksum");
+/// What is wrong with a frame's structure or checksums.
+///
+/// # Errors
+///
+/// In words.
+pub fn check(frame: &[u8]) -> Result<(), String> {
+    let packet = SlicedPacket::from_ethernet(frame).map_err(|error| format!("malformed: {error}"))?;
+    let (sum, want, of) = match (&packet.net, &packet.transport) {
+        (Some(NetSlice::Ipv4(ip)), transport) => {
+            let header = ip.header().to_header();
+            if header.header_checksum != header.calc_header_checksum() {
+                return Err("IPv4 header checksum".to_owned());
+            }
+            match transport {
+                Some(TransportSlice::Tcp(tcp)) => {
+                    let want = tcp.to_header().calc_checksum_ipv4(&header, tcp.payload());
+                    (tcp.checksum(), want.map_err(|error| error.to_string())?, "TCP")
+                }
+                Some(TransportSlice::Icmpv4(icmp)) => {
+                    (icmp.checksum(), icmp.icmp_type().calc_checksum(icmp.payload()), "ICMP")
+                }
+                _ => return Ok(()),
+            }
         }
-        Some(TransportSlice::Icmpv6(icmp)) => {
+        (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Tcp(tcp))) => {
+            let want = tcp.to_header().calc_checksum_ipv6(&ip.header().to_header(), tcp.payload());
+            (tcp.checksum(), want.map_err(|error| error.to_string())?, "TCP")
+        }
+        (Some(NetSlice::Ipv6(ip)), Some(TransportSlice::Icmpv6(icmp))) => {
+            let header = ip.header().to_header();
             let sound = icmp.is_checksum_valid(header.source, header.destination);
-            assert!(sound, "{context}: ICMPv6 checksum");
+            (u16::from(!sound), 0, "ICMPv6")
         }
-        _ => {}
-    }
+        _ => return Ok(()),
+    };
+    if sum == want { Ok(()) } else { Err(format!("{of} checksum")) }
 }
 
 /// ((source address, port), (destination address, port), header) of a TCP frame.

@@ -8,8 +8,12 @@ use etcd_lb::dataplane::{DataPlane, FlowFilter, FlowState, Reason, monotonic_ns}
 use lb_common::{
     addr::{Addr, Mac, Port},
     claim::{self, Claim, FREE_AT_ONCE, State},
-    maps::{self, BACKEND_LEAVING, Backend, Flow, FlowKey, LOAD_TOTAL, Load, Record, load_of_backend, name},
+    maps::{
+        self, BACKEND_LEAVING, Backend, ClientRoute, Flow, FlowKey, LOAD_TOTAL, Load, Record,
+        load_of_backend, name,
+    },
 };
+use lb_core::reconcile::Prefix;
 
 use super::sandbox::{PORT, Sandbox, VIP, address, desired, run};
 
@@ -79,6 +83,51 @@ fn a_sweep_frees_what_is_over_and_leaves_the_rest() {
         assert_eq!(plane.sweep(now + 9 * SECOND).unwrap().ports_freed, 2);
         assert_eq!(plane.sweep(now + 11 * SECOND).unwrap().ports_freed, 1);
         assert!(states(2006).is(State::Free));
+    });
+}
+
+#[test]
+fn live_flows_follow_the_route_to_their_client() {
+    run(|sandbox| {
+        let (mut plane, maps) = open(sandbox);
+        let now = monotonic_ns();
+        let way = |port| (maps.record(0, port).ifindex, maps.record(0, port).client_mac);
+        let by = |last| ClientRoute::by(1, Mac::new([2, 0, 0, 0, 0, last]));
+        let prefix = |length| Prefix { address: CLIENT, length };
+        let mut desired = desired(&[1, 2]);
+        for (port, state) in
+            [(2000, State::Established), (2001, State::HalfOpen), (2002, State::Closed), (2003, State::Free)]
+        {
+            maps.flow(0, port, state, now);
+        }
+        let before = way(2000);
+
+        desired.client_routes.insert(prefix(0), by(7));
+        assert_eq!(plane.reconcile(&desired).unwrap().changes, 1);
+        for port in [2000, 2001, 2002] {
+            assert_eq!(way(port), (1, by(7).mac), "{port}");
+            assert!(maps.record(0, port).client == Addr::from(CLIENT));
+        }
+        assert_eq!(way(2003), before, "nobody's");
+
+        // Made by the route as it was, while that changed: the sweep sees to it.
+        maps.flow(0, 2004, State::Established, now);
+        plane.sweep(now).unwrap();
+        assert_eq!(way(2004), (1, by(7).mac));
+
+        // What has no router any more stays as it is until its client's packets say otherwise.
+        desired.client_routes.insert(prefix(24), ClientRoute::THE_WAY_THEY_COME);
+        desired.client_routes.insert(prefix(0), by(8));
+        plane.reconcile(&desired).unwrap();
+        assert_eq!(way(2000), (1, by(7).mac));
+
+        // The next agent finds the routes, and has nothing to write.
+        plane.keep();
+        drop(plane);
+        let mut plane = sandbox.open().unwrap();
+        assert_eq!(plane.reconcile(&desired).unwrap().changes, 0);
+        desired.client_routes.clear();
+        assert_eq!(plane.reconcile(&desired).unwrap().changes, 2);
     });
 }
 

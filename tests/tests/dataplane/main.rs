@@ -2,6 +2,7 @@
 //! mount and network namespace, which go with it.
 #![allow(clippy::unwrap_used, reason = "a test ends where something fails")]
 
+mod cpus;
 mod flows;
 mod links;
 mod pins;

@@ -1,0 +1,34 @@
+//! Every fuzz target: its corpus, and mutations of it, a moment here and minutes in the long tests.
+
+use std::time::Duration;
+
+use etcd_lb_tests::fuzz::TARGETS;
+
+const TIME: Duration = Duration::from_secs(if cfg!(feature = "long") { 120 } else { 2 });
+const SEED: u64 = 0x5eed_0012;
+
+fn target(name: &str) {
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a target of that name");
+    let inputs = target.fuzz(TIME, SEED);
+    println!("target {name}: {inputs} inputs in {TIME:?}");
+}
+
+#[test]
+fn frame() {
+    target("frame");
+}
+
+#[test]
+fn config() {
+    target("config");
+}
+
+#[test]
+fn claimant() {
+    target("claimant");
+}
+
+#[test]
+fn each_target_is_run() {
+    assert_eq!(TARGETS.iter().map(|target| target.name).collect::<Vec<_>>(), ["frame", "config", "claimant"]);
+}

@@ -464,52 +464,22 @@ fn tls_and_kinds(name: &str, version: Version) {
     );
 }
 
-#[test]
-fn tls_and_kinds_of_3_4() {
-    tls_and_kinds("health_e4", Version::V3_4);
+/// Each story on both versions.
+macro_rules! of_each_version {
+    ($($story:ident),*) => {
+        mod v3_4 {
+            $(#[test]
+            fn $story() {
+                super::$story(concat!(stringify!($story), "_4"), super::Version::V3_4);
+            })*
+        }
+        mod v3_5 {
+            $(#[test]
+            fn $story() {
+                super::$story(concat!(stringify!($story), "_5"), super::Version::V3_5);
+            })*
+        }
+    };
 }
 
-#[test]
-fn tls_and_kinds_of_3_5() {
-    tls_and_kinds("health_e5", Version::V3_5);
-}
-
-#[test]
-fn what_one_member_of_3_4_suffers() {
-    one_member("health_a4", Version::V3_4);
-}
-
-#[test]
-fn what_one_member_of_3_5_suffers() {
-    one_member("health_a5", Version::V3_5);
-}
-
-#[test]
-fn a_quorum_of_3_4_lost_and_regained() {
-    whole_cluster("health_b4", Version::V3_4);
-}
-
-#[test]
-fn a_quorum_of_3_5_lost_and_regained() {
-    whole_cluster("health_b5", Version::V3_5);
-}
-
-#[test]
-fn foreign_members_and_learners_of_3_4() {
-    newcomers("health_c4", Version::V3_4);
-}
-
-#[test]
-fn foreign_members_and_learners_of_3_5() {
-    newcomers("health_c5", Version::V3_5);
-}
-
-#[test]
-fn a_full_3_4_and_one_with_auth() {
-    alarm_and_auth("health_d4", Version::V3_4);
-}
-
-#[test]
-fn a_full_3_5_and_one_with_auth() {
-    alarm_and_auth("health_d5", Version::V3_5);
-}
+of_each_version!(one_member, whole_cluster, newcomers, alarm_and_auth, tls_and_kinds);

@@ -1,5 +1,7 @@
 //! Runs the health machines of all backends: starts the probes they ask for and brings them the results.
 
+mod pool;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     hash::{BuildHasher as _, RandomState},
@@ -10,11 +12,12 @@ use std::{
 use lb_core::{
     config::{Backend, Config, Probe, Service, Tls},
     desired::BackendKey,
-    etcd::{self, Fault, Member},
-    health::{self, Flip, Health, Outcome, ProbeId, State, Timing},
+    etcd::{Fault, Member},
+    health::{Flip, Health, Outcome, ProbeId, State, Timing},
 };
 use tokio::{sync::mpsc, task::AbortHandle};
 
+use self::pool::pool_of;
 use super::{Alpn, Found, HttpSpec, Kind, Report, Spec, Step, TlsFiles, TlsSource};
 use crate::api::metrics::CheckFigures;
 
@@ -243,71 +246,6 @@ impl Checks {
         self.ask_strangers(&ended.backend, now);
     }
 
-    /// Remembers which cluster a member belongs to, and says which one is its pool's.
-    fn learn(&mut self, ended: &Ended) -> Option<u64> {
-        let check = self.checks.get_mut(&ended.backend)?;
-        if let Some(member) = &ended.report.found.member {
-            check.member = Some(member.clone());
-        }
-        self.cluster_of(&ended.backend)
-    }
-
-    /// The cluster that a backend's service belongs to.
-    fn cluster_of(&self, backend: &BackendKey) -> Option<u64> {
-        let pool = self.checks.iter().filter(|(key, _)| pool_of(key) == pool_of(backend));
-        etcd::pool_cluster(pool.map(|(_, check)| check.member.as_ref().map(|member| member.cluster_id)))
-    }
-
-    /// A result may show that another backend, healthy so far, is the foreign one: it is asked again at once.
-    fn ask_strangers(&mut self, backend: &BackendKey, now: Instant) {
-        let cluster = self.cluster_of(backend);
-        let others =
-            self.checks.iter_mut().filter(|(key, _)| *key != backend && pool_of(key) == pool_of(backend));
-        for (_, check) in others {
-            let foreign = check.member.as_ref().is_some_and(|member| member.judge_cluster(cluster).is_err());
-            if foreign && check.health.state() == State::Healthy && !check.foreign {
-                check.health.hurry(now);
-            }
-        }
-    }
-
-    /// For each pool the highest raft entry that a member of its cluster knew to be committed.
-    fn committed(&self) -> BTreeMap<Pool, u64> {
-        let mut committed = BTreeMap::new();
-        for (key, check) in
-            self.checks.iter().filter(|(_, check)| check.max_raft_lag.is_some() && !check.foreign)
-        {
-            let index = check.member.as_ref().map_or(0, |member| member.raft_index);
-            let highest = committed.entry(pool_of(key)).or_insert(0);
-            *highest = index.max(*highest);
-        }
-        committed
-    }
-
-    /// What follows for the whole service.
-    fn settle(&mut self, backend: &BackendKey, now: Instant) {
-        let keys: Vec<_> =
-            self.checks.keys().filter(|key| pool_of(key) == pool_of(backend)).copied().collect();
-        let (mut pool, place) = self.pool(backend);
-        health::ask_others(&mut pool, place, now);
-        for (place, flip) in health::settle(&mut pool, now) {
-            self.flipped(&keys[place], flip, false);
-        }
-    }
-
-    /// The machines of a backend's service, in the order of their keys, and the backend's place among them.
-    fn pool(&mut self, backend: &BackendKey) -> (Vec<&mut Health>, usize) {
-        let of_pool = self.checks.iter_mut().filter(|(key, _)| pool_of(key) == pool_of(backend));
-        let (mut pool, mut place) = (Vec::new(), 0);
-        for (key, check) in of_pool {
-            if key == backend {
-                place = pool.len();
-            }
-            pool.push(&mut check.health);
-        }
-        (pool, place)
-    }
-
     fn flipped(&mut self, backend: &BackendKey, flip: Flip, standing: bool) {
         if let Some(check) = self.checks.get_mut(backend) {
             check.since = SystemTime::now();
@@ -320,13 +258,6 @@ impl Checks {
         let failed_step = last.and_then(|last| last.failed_step);
         self.changed.push_back(Changed { backend: *backend, flip, standing, failed_step });
     }
-}
-
-/// What identifies a service: backends of one have these in common.
-type Pool = (std::net::IpAddr, u16);
-
-fn pool_of(backend: &BackendKey) -> Pool {
-    (backend.vip, backend.port)
 }
 
 impl Default for Checks {

@@ -78,6 +78,13 @@ impl Link {
         }
         Some(link)
     }
+
+    /// The VLAN identifiers, outermost first, network order. A tag of identifier 0 only carries a priority: the frame is
+    /// as untagged (IEEE 802.1Q section 6.9).
+    #[inline(always)]
+    pub const fn vlan(&self) -> [u16; 2] {
+        [self.tags[0] & Vlan::IDENTIFIER, self.tags[1] & Vlan::IDENTIFIER]
+    }
 }
 
 #[inline(always)]

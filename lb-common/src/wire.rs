@@ -58,6 +58,11 @@ pub struct Vlan {
     pub ethertype: u16,
 }
 
+impl Vlan {
+    /// The identifier's bits of `control`.
+    pub const IDENTIFIER: u16 = 0x0fffu16.to_be();
+}
+
 /// ARP for IPv4 over Ethernet (RFC 826).
 #[repr(C)]
 pub struct Arp {

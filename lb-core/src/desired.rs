@@ -16,7 +16,7 @@ pub use policy::{Policy, Standing, choose};
 use crate::{
     config::{self, Config, Service},
     health::State,
-    reconcile::{Affinity, Desired, DesiredAddress, DesiredBackend, DesiredService, NoBackend, Prefix},
+    reconcile::{Affinity, Desired, DesiredAddress, DesiredBackend, DesiredService, Lan, NoBackend, Prefix},
 };
 
 /// What identifies a backend for the agent: a reload that keeps it keeps its health and drain.
@@ -47,8 +47,8 @@ pub trait World {
     fn direct_hop(&self, destination: IpAddr) -> Option<maps::NextHop>;
     /// The interfaces that the program is attached to.
     fn interfaces(&self) -> Vec<maps::Interface>;
-    /// Numbers of those of them with a prefix that holds an address.
-    fn answered_on(&self, address: IpAddr) -> Vec<u32>;
+    /// Those of them, and of their VLANs, with a prefix that holds an address.
+    fn answered_on(&self, address: IpAddr) -> Vec<Lan>;
     /// The routers toward clients.
     fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute>;
     /// Key of a service's flow hash.

@@ -49,8 +49,24 @@ pub struct Desired {
 pub struct DesiredAddress {
     /// The address.
     pub address: IpAddr,
-    /// Numbers of the interfaces on which ARP and ND are answered: those with a prefix that holds the address.
-    pub answered_on: Vec<u32>,
+    /// Where ARP and ND are answered: where a prefix holds the address.
+    pub answered_on: Vec<Lan>,
+}
+
+/// A LAN that the node is on: an interface with the program, and a VLAN there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lan {
+    /// The interface's number.
+    pub ifindex: u32,
+    /// As [`maps::NextHop::tags`]; 0: untagged.
+    pub vlan: [u16; 2],
+}
+
+impl Lan {
+    /// What an interface carries without tags.
+    pub const fn untagged(ifindex: u32) -> Self {
+        Self { ifindex, vlan: [0; 2] }
+    }
 }
 
 /// A service as it should be.

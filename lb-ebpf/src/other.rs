@@ -20,9 +20,6 @@ use crate::{
     signal, tail_call,
 };
 
-/// The entry of `vips` that says that an address is ours at all.
-const ANY_INTERFACE: u32 = 0;
-
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
     let frame = frame::of(ctx);
@@ -47,7 +44,15 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
 #[inline(always)]
 pub fn is_vip(address: Addr) -> bool {
     // SAFETY: the value is not read.
-    unsafe { VIPS.get(VipOnInterface { address, ifindex: ANY_INTERFACE }) }.is_some()
+    unsafe { VIPS.get(VipOnInterface::anywhere(address)) }.is_some()
+}
+
+/// Whether ARP and ND for the VIP are answered on the interface and VLAN that a frame came by.
+#[inline(always)]
+pub fn is_answered_here(ctx: &XdpContext, link: &Link, address: Addr) -> bool {
+    let here = VipOnInterface { address, ifindex: ingress(ctx), vlan: link.vlan() };
+    // SAFETY: an entry's value is one word.
+    unsafe { VIPS.get(here) }.is_some_and(|claim| claim.answered != 0)
 }
 
 /// Whether this node owns the VIP now.
@@ -79,9 +84,7 @@ fn handle_arp(ctx: &XdpContext, link: &Link, arp: &mut Arp, own_mac: Mac) -> Out
     if arp.operation != REQUEST {
         return Err(Counter::ArpOther);
     }
-    // SAFETY: an entry's value is one word.
-    let claim = unsafe { VIPS.get(VipOnInterface { address: target, ifindex: ingress(ctx) }) };
-    if link.tags[0] != 0 || claim.is_none_or(|claim| claim.answered == 0) {
+    if !is_answered_here(ctx, link, target) {
         return Err(Counter::ArpElsewhere);
     }
     if !owns_vip() {

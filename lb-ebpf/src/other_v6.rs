@@ -6,7 +6,7 @@ use lb_common::{
     addr::{Addr, Mac},
     checksum::Delta,
     counters::Counter,
-    maps::{Interface, ReturnKey, ServiceKey, VipOnInterface, program},
+    maps::{Interface, ReturnKey, ServiceKey, program},
     wire::{
         ECHO_REPLY_V6, ECHO_REQUEST_V6, Ethernet, IPV6_LEN, Icmp, Ipv6, NEIGHBOUR_LEN, NEIGHBOUR_MIN_LEN,
         Neighbour, protocol,
@@ -19,7 +19,7 @@ use crate::{
     handover,
     maps::{RETURNS, SERVICE_PORTS, VIPS},
     nat::interface,
-    other::{closed_port, is_vip, owns_vip},
+    other::{closed_port, is_answered_here, is_vip, owns_vip},
     tail_call,
 };
 
@@ -98,31 +98,35 @@ fn neighbour(
         }
         return Err(Counter::NdOther);
     }
-    // SAFETY: an entry's value is one word.
-    let claim = unsafe { VIPS.get(VipOnInterface { address: target, ifindex: ingress(ctx) }) };
-    if link.tags[0] != 0 || claim.is_none_or(|claim| claim.answered == 0) {
+    if !is_answered_here(ctx, link, target) {
         return Err(Counter::NdElsewhere);
     }
     if !owns_vip() {
         return Err(Counter::Fenced);
     }
-    advertise(ctx, words, header.source, asker, own_mac)
+    advertise(ctx, link.l3, words, header.source, asker, own_mac)
 }
 
-/// Turns the frame, which has no tags, into the answer to `asker`; to all nodes if it has no address yet.
+/// Turns the frame, whose IP header is at `l3`, into the answer to `asker`; to all nodes if it has no address yet.
 #[inline(always)]
-fn advertise(ctx: &XdpContext, target: [u32; 4], source: [u32; 4], asker: Mac, own_mac: Mac) -> Outcome {
-    const L3: u32 = size_of::<Ethernet>() as u32;
+fn advertise(
+    ctx: &XdpContext,
+    l3: u32,
+    target: [u32; 4],
+    source: [u32; 4],
+    asker: Mac,
+    own_mac: Mac,
+) -> Outcome {
     const ALL_NODES_MAC: Mac = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
     let nobody = source[0] | source[1] | source[2] | source[3] == 0;
     let (to, to_mac) = if nobody { (Ipv6::ALL_NODES, ALL_NODES_MAC) } else { (source, asker) };
     let mut ip = Ipv6::reply(protocol::ICMPV6, NEIGHBOUR_LEN as u16, target, to);
     ip.next_hop = u16::from_ne_bytes([protocol::ICMPV6, Neighbour::HOP_LIMIT]);
     let message = Neighbour::advertisement(&ip, target, own_mac);
-    resize(ctx, L3 + IPV6_LEN + NEIGHBOUR_LEN)?;
+    resize(ctx, l3 + IPV6_LEN + NEIGHBOUR_LEN)?;
     let frame = frame::of(ctx);
     let ethernet = frame.at::<Ethernet>(0).ok_or(Counter::AdjustFailed)?;
-    let answer = frame.at::<Advertisement>(L3).ok_or(Counter::AdjustFailed)?;
+    let answer = frame.at::<Advertisement>(l3).ok_or(Counter::AdjustFailed)?;
     // SAFETY: `at` checked that both lie in the frame, and they do not overlap.
     unsafe {
         put_mac(&raw mut (*ethernet).destination, to_mac);

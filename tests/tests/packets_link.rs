@@ -3,7 +3,10 @@
 use std::net::Ipv6Addr;
 
 use etcd_lb_tests::frames::{scene::*, v6::*, *};
-use lb_common::tcp::{ACK, PSH, SYN};
+use lb_common::{
+    addr::Mac,
+    tcp::{ACK, PSH, SYN},
+};
 
 type Tags = Vec<(u16, u16)>;
 
@@ -65,6 +68,52 @@ fn each_side_of_a_flow_has_its_own_tags() {
             assert_eq!(ran.frame[l3 + 20 + 16..].len(), frame.build()[frame.l4() + 16..].len(), "{context}");
         }
     }
+}
+
+/// A frame with VLAN tags before its EtherType.
+fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+    let tags = tags.iter().flat_map(|(kind, control)| [kind.to_be_bytes(), control.to_be_bytes()].concat());
+    [frame[..12].to_vec(), tags.collect(), frame[12..].to_vec()].concat()
+}
+
+#[test]
+fn arp_and_nd_are_answered_in_the_vlans_of_the_vip() {
+    let (mut v4, mut v6) = (setup(), setup_v6());
+    let ask = arp_request(Mac::new([0xff; 6]), (CLIENT_MAC, CLIENT.0), VIP);
+    let group_mac = Mac::new([0x33, 0x33, 0xff, 0, 1, 0]);
+    let solicit = neighbour(
+        135,
+        (group_mac, CLIENT_MAC),
+        (CLIENT6.0, group_of(VIP6)),
+        VIP6,
+        255,
+        &[1, 1, 2, 0, 0, 0, 0, 1],
+    );
+    let untagged = (run(&mut v4, &ask, "ARP").0.frame, run(&mut v6, &solicit, "ND").0.frame);
+    // Priority 5 says nothing about the VLAN; identifier 0 with a priority is no VLAN at all.
+    for (vlan, tags) in [
+        ([0, 0], vec![(0x8100, 0xa000)]),
+        ([7, 0], vec![(0x8100, 0xa007)]),
+        ([7, 8], vec![(0x88a8, 7), (0x8100, 0xa008)]),
+    ] {
+        if vlan != [0, 0] {
+            let elsewhere = |ran: (Ran, Vec<&str>)| (ran.0.action, ran.1.join(" "));
+            let answer = elsewhere(run(&mut v4, &tagged(&ask, &tags), "ARP in no VLAN of the VIP"));
+            assert_eq!(answer, (DROP, "arp_elsewhere".into()), "{vlan:?}");
+            let answer = elsewhere(run(&mut v6, &tagged(&solicit, &tags), "ND in no VLAN of the VIP"));
+            assert_eq!(answer, (DROP, "nd_elsewhere".into()), "{vlan:?}");
+            v4.answer_in_vlan(VIP, vlan);
+            v6.answer_in_vlan(VIP6, vlan);
+        }
+        let (ran, counters) = run(&mut v4, &tagged(&ask, &tags), "ARP");
+        assert_eq!((ran.action, counters), (TX, vec!["arp_reply"]), "{vlan:?}");
+        assert_eq!(ran.frame, tagged(&untagged.0, &tags), "{vlan:?}");
+        let (ran, counters) = run(&mut v6, &tagged(&solicit, &tags), "ND");
+        assert_eq!((ran.action, counters), (TX, vec!["nd_reply"]), "{vlan:?}");
+        assert_eq!(ran.frame, tagged(&untagged.1, &tags), "{vlan:?}");
+    }
+    let other = tagged(&ask, &[(0x8100, 9)]);
+    assert_eq!(run(&mut v4, &other, "another VLAN").1, ["arp_elsewhere"]);
 }
 
 #[test]

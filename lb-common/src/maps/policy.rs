@@ -71,13 +71,23 @@ pub struct VipOnInterface {
     pub address: Addr,
     /// The interface; 0: the entry that says that the address is ours at all.
     pub ifindex: u32,
+    /// The VLAN there, as [`crate::frame::Link::vlan`] has it; 0: untagged.
+    pub vlan: [u16; 2],
+}
+
+impl VipOnInterface {
+    /// The entry that says that an address is ours at all.
+    #[inline(always)]
+    pub const fn anywhere(address: Addr) -> Self {
+        Self { address, ifindex: 0, vlan: [0; 2] }
+    }
 }
 
 /// Value of `vips`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct VipClaim {
-    /// 1 where ARP is answered: on an interface whose prefix holds the address.
+    /// 1 where ARP and ND are answered: on an interface, or a VLAN of it, whose prefix holds the address.
     pub answered: u32,
 }
 
@@ -184,7 +194,8 @@ pub struct NextHop {
     pub mac: Mac,
     /// The interface's MAC.
     pub source_mac: Mac,
-    /// Tag control information of up to two VLAN tags, outermost first, network order; 0: no tag.
+    /// Tag control information of up to two VLAN tags, outermost first, network order; 0: no tag. The agent sets the
+    /// VLAN identifiers alone: priority 0.
     pub tags: [u16; 2],
 }
 

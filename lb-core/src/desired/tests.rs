@@ -32,8 +32,8 @@ impl World for TestWorld {
         vec![maps::Interface { ifindex: 3, mtu: 1500, mac: HOP.source_mac }]
     }
 
-    fn answered_on(&self, address: IpAddr) -> Vec<u32> {
-        if address.to_string().starts_with("10.0.1.") { vec![3] } else { vec![] }
+    fn answered_on(&self, address: IpAddr) -> Vec<Lan> {
+        if address.to_string().starts_with("10.0.1.") { vec![Lan::untagged(3)] } else { vec![] }
     }
 
     fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute> {
@@ -101,6 +101,6 @@ fn config_and_world_become_desired_state() {
     assert!(!api.backends[0].usable, "fail_open = false");
 
     let held = |text: &str, answered_on| DesiredAddress { address: text.parse().unwrap(), answered_on };
-    assert_eq!(desired.addresses, [held("10.0.1.100", vec![3]), held("10.0.2.100", vec![])]);
+    assert_eq!(desired.addresses, [held("10.0.1.100", vec![Lan::untagged(3)]), held("10.0.2.100", vec![])]);
     assert_eq!(desired.lease, maps::Lease::STANDALONE);
 }

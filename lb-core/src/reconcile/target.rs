@@ -11,8 +11,8 @@ use lb_common::{
 };
 
 use super::{
-    Actual, Affinity, AllowKey, Desired, DesiredAddress, DesiredBackend, DesiredService, FilterBits, Member,
-    NoBackend, Prefix, RouteKey, Table,
+    Actual, Affinity, AllowKey, Desired, DesiredAddress, DesiredBackend, DesiredService, FilterBits, Lan,
+    Member, NoBackend, Prefix, RouteKey, Table,
     actual::{cleared, is_used, return_key, service_key},
 };
 use crate::{maglev, ways};
@@ -295,11 +295,15 @@ fn add_addresses(desired: &[DesiredAddress], actual: &Actual, target: &mut Actua
         }
     }
     for &address in &ours {
-        target.vips.insert(VipOnInterface { address, ifindex: 0 }, VipClaim { answered: 0 });
+        target.vips.insert(VipOnInterface::anywhere(address), VipClaim { answered: 0 });
     }
     for address in desired {
-        let key = |&ifindex: &u32| VipOnInterface { address: address.address.into(), ifindex };
-        target.vips.extend(address.answered_on.iter().map(|n| (key(n), VipClaim { answered: 1 })));
+        let key = |lan: &Lan| VipOnInterface {
+            address: address.address.into(),
+            ifindex: lan.ifindex,
+            vlan: lan.vlan,
+        };
+        target.vips.extend(address.answered_on.iter().map(|lan| (key(lan), VipClaim { answered: 1 })));
     }
     if target.vips.len() > maps::MAX_VIPS {
         return Err(Error::TooManyAddresses(target.vips.len()));

@@ -275,7 +275,7 @@ fn leaving(actual: &Actual) -> BTreeSet<u16> {
 }
 
 fn desired(services: impl IntoIterator<Item = DesiredService>) -> Desired {
-    let address = |address| DesiredAddress { address, answered_on: vec![3] };
+    let address = |address| DesiredAddress { address, answered_on: vec![Lan::untagged(3)] };
     Desired {
         services: services.into_iter().collect(),
         addresses: vec![address(VIP), address(OTHER_VIP)],

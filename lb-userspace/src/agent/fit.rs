@@ -58,12 +58,10 @@ pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAd
     let own: Vec<Mac> = mirror.links().filter_map(|link| link.mac).collect();
     let mut asked = Vec::new();
     for vip in vips(config).filter(|vip| !ours.contains(vip)) {
-        for name in &config.interfaces {
-            let Some(link) = mirror.link_named(name) else { continue };
+        let interfaces = config.interfaces.iter().filter_map(|name| mirror.link_named(name));
+        for (link, _) in interfaces.flat_map(|interface| mirror.reaches_by(interface.index, vip)) {
             let Some(mac) = link.mac.filter(|_| link.up) else { continue };
-            if mirror.reaches_directly(link.index, vip) {
-                asked.push((vip, link.index, name.clone(), mac));
-            }
+            asked.push((vip, link.index, link.name.clone(), mac));
         }
     }
     // All at once: the time is that of one.
@@ -100,8 +98,8 @@ pub(super) fn solicited(config: &Config, mirror: &Mirror) -> (BTreeSet<u32>, BTr
     let mut on = BTreeSet::new();
     for vip in vips(config) {
         let IpAddr::V6(v6) = vip else { continue };
-        let here = interfaces.iter().filter(|ifindex| mirror.reaches_directly(**ifindex, vip));
-        on.extend(here.map(|ifindex| (*ifindex, v6)));
+        let here = interfaces.iter().flat_map(|ifindex| mirror.reaches_by(*ifindex, vip));
+        on.extend(here.map(|(link, _)| (link.index, v6)));
     }
     (interfaces, on)
 }

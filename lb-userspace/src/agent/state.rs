@@ -217,11 +217,11 @@ impl Agent {
         let mirror = self.network.mirror();
         for address in fit::vips(&self.config) {
             for interface in self.attachments.interfaces(mirror) {
-                if !mirror.reaches_directly(interface.ifindex, address) {
-                    continue;
-                }
-                if let Err(error) = vip::announce(interface.ifindex, interface.mac, address) {
-                    debug!(vip = %address, ifindex = interface.ifindex, %error, "not announced");
+                for (link, _) in mirror.reaches_by(interface.ifindex, address) {
+                    // Of a VLAN too: the XDP program knows the MAC of the interface that it is on.
+                    if let Err(error) = vip::announce(link.index, interface.mac, address) {
+                        debug!(vip = %address, interface = link.name, %error, "not announced");
+                    }
                 }
             }
         }

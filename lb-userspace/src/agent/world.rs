@@ -7,7 +7,7 @@ use lb_core::{
     config::Service,
     desired::{BackendKey, Standing, World},
     health::State,
-    reconcile::Prefix,
+    reconcile::{Lan, Prefix},
     seed, ways,
 };
 
@@ -40,10 +40,12 @@ impl World for View<'_> {
         attach::named(&self.0.config, self.0.network.mirror())
     }
 
-    fn answered_on(&self, address: IpAddr) -> Vec<u32> {
+    fn answered_on(&self, address: IpAddr) -> Vec<Lan> {
         let mirror = self.0.network.mirror();
-        let named = self.interfaces().into_iter().map(|interface| interface.ifindex);
-        named.filter(|ifindex| mirror.reaches_directly(*ifindex, address)).collect()
+        let named = self.interfaces().into_iter();
+        named
+            .flat_map(|interface| mirror.reaches_by(interface.ifindex, address).map(|(_, lan)| lan))
+            .collect()
     }
 
     fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute> {

@@ -19,7 +19,7 @@ use tracing::debug;
 
 use super::{Network, mirror::Mirror, nd::solicited_node};
 
-/// Joins the group of each (interface, VIP), and leaves all others on `interfaces`.
+/// Joins the group of each (interface, VIP), and leaves all others on `interfaces` and their VLAN devices.
 pub async fn follow(
     handle: &Handle,
     mirror: &Mirror,
@@ -27,7 +27,8 @@ pub async fn follow(
     vips: &BTreeSet<(u32, Ipv6Addr)>,
 ) {
     let wanted: BTreeSet<_> = vips.iter().map(|(ifindex, vip)| (*ifindex, solicited_node(*vip))).collect();
-    let joined: BTreeSet<_> = mirror.groups().filter(|(ifindex, _)| interfaces.contains(ifindex)).collect();
+    let ours = |ifindex| mirror.lan(ifindex).is_some_and(|lan| interfaces.contains(&lan.ifindex));
+    let joined: BTreeSet<_> = mirror.groups().filter(|(ifindex, _)| ours(*ifindex)).collect();
     for &(ifindex, group) in wanted.difference(&joined) {
         let mut request = handle.address().add(ifindex, IpAddr::V6(group), 128).replace();
         request.message_mut().attributes = vec![AddressAttribute::Address(IpAddr::V6(group)), flags()];

@@ -83,9 +83,10 @@ impl Hops {
     /// The next hop toward `destination`; `None` while the route or the neighbour's MAC is not known.
     pub fn hop(&self, mirror: &Mirror, destination: IpAddr) -> Option<NextHop> {
         let route = self.routes.get(&destination)?.as_ref().ok()?;
-        let source_mac = mirror.link(route.ifindex)?.mac?;
         let mac = *self.known.get(&(route.ifindex, route.neighbour))?;
-        Some(NextHop { ifindex: route.ifindex, mac, source_mac, tags: [0; 2] })
+        let lan = mirror.lan(route.ifindex)?;
+        let source_mac = mirror.link(lan.ifindex)?.mac?;
+        Some(NextHop { ifindex: lan.ifindex, mac, source_mac, tags: lan.vlan })
     }
 
     /// Whether no router lies between: frames go to the destination itself.

@@ -7,10 +7,11 @@ use std::{
 };
 
 use lb_common::addr::Mac;
+use lb_core::reconcile::Lan;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkFlags, LinkMessage},
+    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 
@@ -27,6 +28,8 @@ pub struct Link {
     pub mtu: u32,
     /// Set up by the administrator.
     pub up: bool,
+    /// On a VLAN device: the interface that carries it, and its VLAN identifier (1 to 4094).
+    pub vlan: Option<(u32, u16)>,
 }
 
 /// An address on an interface, with the prefix that is reached there directly.
@@ -144,6 +147,29 @@ impl Mirror {
         self.addresses.iter().any(|a| a.ifindex == ifindex && a.prefix_holds(address))
     }
 
+    /// The interface itself and its VLAN devices that reach this address directly, and the LAN that each is on.
+    pub fn reaches_by(&self, ifindex: u32, address: IpAddr) -> impl Iterator<Item = (&Link, Lan)> {
+        self.links.values().filter_map(move |link| {
+            let lan = self.lan(link.index).filter(|lan| lan.ifindex == ifindex)?;
+            self.reaches_directly(link.index, address).then_some((link, lan))
+        })
+    }
+
+    /// The LAN that an interface is on: a VLAN device has that of the interface that carries its frames, by at most two
+    /// tags. `None` if there is no such interface, or more tags.
+    pub fn lan(&self, ifindex: u32) -> Option<Lan> {
+        let mut lan = Lan::untagged(ifindex);
+        let mut link = self.link(ifindex)?;
+        while let Some((carrier, identifier)) = link.vlan {
+            if lan.vlan[1] != 0 {
+                return None;
+            }
+            lan = Lan { ifindex: carrier, vlan: [identifier.to_be(), lan.vlan[0]] };
+            link = self.link(carrier)?;
+        }
+        Some(lan)
+    }
+
     /// The neighbour at this address on this interface.
     pub fn neighbour(&self, ifindex: u32, address: IpAddr) -> Option<Neighbour> {
         self.neighbours.get(&(ifindex, address)).copied()
@@ -176,15 +202,20 @@ impl Mirror {
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            vlan: None,
         };
+        let (mut carrier, mut identifier) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Address(octets) => link.mac = mac(octets),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Link(index) => carrier = Some(*index),
+                LinkAttribute::LinkInfo(about) => identifier = vlan_identifier(about),
                 _ => {}
             }
         }
+        link.vlan = carrier.zip(identifier);
         self.links.insert(link.index, link.clone()).as_ref() != Some(&link)
     }
 
@@ -243,6 +274,17 @@ fn mac(octets: &[u8]) -> Option<Mac> {
     <[u8; 6]>::try_from(octets).ok().map(Mac::new).filter(|mac| !mac.is_unknown())
 }
 
+fn vlan_identifier(about: &[LinkInfo]) -> Option<u16> {
+    let data = about.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vlan(data)) => Some(data),
+        _ => None,
+    })?;
+    data.iter().find_map(|attribute| match attribute {
+        InfoVlan::Id(identifier) => Some(*identifier),
+        _ => None,
+    })
+}
+
 fn interface_address(message: &AddressMessage) -> Option<InterfaceAddress> {
     // On a point-to-point interface IFA_ADDRESS is the peer and IFA_LOCAL our own; elsewhere both are ours.
     let (mut local, mut other) = (None, None);
@@ -271,6 +313,8 @@ fn neighbour_key(message: &NeighbourMessage) -> Option<(u32, IpAddr)> {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_route::link::InfoKind;
+
     use super::*;
 
     fn neighbour(state: NeighbourState, octets: Option<[u8; 6]>) -> RouteNetlinkMessage {
@@ -312,6 +356,46 @@ mod tests {
         assert_eq!(mirror.link_named("eth0.100").unwrap().index, 3);
         assert!(mirror.apply(&RouteNetlinkMessage::DelLink(link)).links);
         assert!(mirror.link_named("eth0.100").is_none());
+    }
+
+    #[test]
+    fn a_vlan_device_is_on_the_lan_of_its_carrier() {
+        let mut mirror = Mirror::default();
+        let mut add = |index: u32, name: &str, vlan: Option<(u32, u16)>| {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            message.attributes.push(LinkAttribute::IfName(name.into()));
+            if let Some((carrier, identifier)) = vlan {
+                message.attributes.push(LinkAttribute::Link(carrier));
+                let data = InfoData::Vlan(vec![InfoVlan::Id(identifier)]);
+                message.attributes.push(LinkAttribute::LinkInfo(vec![
+                    LinkInfo::Kind(InfoKind::Vlan),
+                    LinkInfo::Data(data),
+                ]));
+            }
+            mirror.apply(&RouteNetlinkMessage::NewLink(message));
+        };
+        add(2, "eth0", None);
+        add(3, "eth0.7", Some((2, 7)));
+        add(4, "eth0.7.8", Some((3, 8)));
+        add(5, "eth0.7.8.9", Some((4, 9)));
+        add(6, "lost.7", Some((99, 7)));
+        mirror.addresses = [(2, "10.0.1.2"), (3, "10.0.7.2"), (4, "10.0.8.2")]
+            .map(|(ifindex, address)| InterfaceAddress {
+                ifindex,
+                address: address.parse().unwrap(),
+                prefix_len: 24,
+            })
+            .into();
+        let tagged = |vlan: [u16; 2]| Some(Lan { ifindex: 2, vlan: vlan.map(u16::to_be) });
+        let lans = [2, 3, 4, 5, 6].map(|ifindex| mirror.lan(ifindex));
+        assert_eq!(lans, [tagged([0, 0]), tagged([7, 0]), tagged([7, 8]), None, None]);
+        let by = |address: &str| -> Vec<_> {
+            mirror.reaches_by(2, address.parse().unwrap()).map(|(link, lan)| (link.index, lan)).collect()
+        };
+        assert_eq!(by("10.0.7.100"), [(3, tagged([7, 0]).unwrap())]);
+        assert_eq!(by("10.0.8.100"), [(4, tagged([7, 8]).unwrap())]);
+        assert_eq!(by("10.0.1.100"), [(2, Lan::untagged(2))]);
     }
 
     #[test]

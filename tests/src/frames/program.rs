@@ -101,10 +101,17 @@ impl Program {
     }
 
     fn answer_for(&mut self, address: Addr) {
-        for ifindex in [0, IFINDEX] {
-            let key = VipOnInterface { address, ifindex };
+        let here = VipOnInterface { address, ifindex: IFINDEX, vlan: [0; 2] };
+        for key in [VipOnInterface::anywhere(address), here] {
             self.hash(name::VIPS).insert(key, VipClaim { answered: 1 }, 0).expect("insert");
         }
+    }
+
+    /// Answers for a VIP in a VLAN of the interface too.
+    pub fn answer_in_vlan(&mut self, vip: impl Into<IpAddr>, identifiers: [u16; 2]) {
+        let vlan = identifiers.map(u16::to_be);
+        let here = VipOnInterface { address: vip.into().into(), ifindex: IFINDEX, vlan };
+        self.hash(name::VIPS).insert(here, VipClaim { answered: 1 }, 0).expect("insert");
     }
 
     /// Adds a backend whose packets go out by the interface.

@@ -16,7 +16,7 @@ use lb_common::{
     hash::Seed,
     maps::{Interface, Lease},
 };
-use lb_core::reconcile::{Affinity, Desired, DesiredAddress, DesiredBackend, DesiredService, NoBackend};
+use lb_core::reconcile::{Affinity, Desired, DesiredAddress, DesiredBackend, DesiredService, Lan, NoBackend};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -125,7 +125,7 @@ pub fn desired(hosts: &[u8]) -> Desired {
             idle_timeout: Duration::from_secs(7440),
             backends: hosts.iter().map(|&host| backend(host)).collect(),
         }],
-        addresses: vec![DesiredAddress { address: VIP, answered_on: vec![1] }],
+        addresses: vec![DesiredAddress { address: VIP, answered_on: vec![Lan::untagged(1)] }],
         interfaces: vec![Interface { ifindex: 1, mtu: 1500, mac: Mac::new([2, 0, 0, 0, 0, 1]) }],
         client_routes: Default::default(),
         lease: Lease::STANDALONE,

@@ -127,7 +127,9 @@ counters! {
         nd_reply => NdReply,
         /// Echo requests to the VIP answered.
         echo_reply => EchoReply,
-        /// Another host claimed the VIP.
+        /// Stronger VRRP advertisements that ended the lease.
+        lease_revoked => LeaseRevoked,
+        /// Another host claimed the VIP while this node owned it.
         vip_conflict => VipConflict,
         /// Connections begun: a SYN was sent to a backend.
         flow_new => FlowNew,

@@ -24,6 +24,7 @@ pub mod checksum;
 pub mod choose;
 pub mod claim;
 pub mod counters;
+pub mod election;
 pub mod frame;
 pub mod hash;
 pub mod maps;

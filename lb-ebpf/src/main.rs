@@ -13,6 +13,7 @@
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `ipv6.rs`, `other_v6.rs` | the same for IPv6: what differs between the families |
 //! | `icmp.rs` | ICMP errors about a flow, to its other end |
+//! | `vrrp.rs` | stronger VRRP advertisements end the lease |
 //! | `reset.rs` | the RST that answers a packet |
 //! | `handover.rs`, `lookup.rs`, `nat.rs`, `frame.rs`, `count.rs`, `clock.rs`, `atomic.rs`, `log.rs`, `maps.rs` | the tools of the above |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -50,6 +51,7 @@ mod signal;
 mod suspect;
 mod too_big;
 mod vlan;
+mod vrrp;
 mod walk;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
@@ -134,6 +136,12 @@ fn ipv6(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn other_v6(ctx: XdpContext) -> u32 {
     finish(&ctx, other_v6::handle(&ctx))
+}
+
+/// VRRP advertisements.
+#[xdp(frags)]
+fn vrrp(ctx: XdpContext) -> u32 {
+    finish(&ctx, vrrp::handle(&ctx))
 }
 
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.

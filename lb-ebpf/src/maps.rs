@@ -8,6 +8,7 @@ use aya_ebpf::{
 use lb_common::{
     addr::Addr,
     counters::{BackendCounters, Counters},
+    election::Election,
     maps::{
         self, AllowData, Backend, ClientKey, ClientLoad, ClientRoute, EVENTS_LEN, Filter, Flow, FlowKey,
         Handshakes, Interface, LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_CLIENT_ROUTES,
@@ -60,7 +61,9 @@ pub static LOADS: Array<Load, LOAD_SLOTS, MMAPABLE> = Array::new();
 #[btf_map(name = "clients")]
 pub static CLIENTS: HashMap<ClientKey, ClientLoad, FLOWS_CAPACITY, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "lease")]
-pub static LEASE: Array<Lease, 1> = Array::new();
+pub static LEASE: Array<Lease, 1, MMAPABLE> = Array::new();
+#[btf_map(name = "elections")]
+pub static ELECTIONS: Array<Election, 2> = Array::new();
 #[btf_map(name = "counters")]
 pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map(name = "backend_counters")]

@@ -6,6 +6,7 @@ use lb_common::{
     addr::{Addr, Mac},
     checksum::Delta,
     counters::Counter,
+    election,
     maps::{Interface, VipOnInterface, program},
     tcp,
     wire::{Arp, Icmp, Ipv4, ethertype, protocol},
@@ -74,6 +75,10 @@ fn handle_arp(ctx: &XdpContext, link: &Link, arp: &mut Arp, own_mac: Mac) -> Out
     }
     let (sender, target) = (address(arp.sender), address(arp.target));
     if arp.sender_mac != own_mac && is_vip(sender) {
+        if !owns_vip() {
+            // The other node's, for the kernel too: its own clients find the VIP by it.
+            return Ok(xdp_action::XDP_PASS);
+        }
         count::count(Counter::VipConflict);
         signal::vip_conflict(sender, arp.sender_mac);
         return if is_vip(target) { Err(Counter::ArpOther) } else { Ok(xdp_action::XDP_PASS) };
@@ -117,7 +122,8 @@ fn handle_ipv4(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv4, own_
     // SAFETY: the caller's `at` checked that the header lies in the frame, `Link::parse` the Ethernet header.
     let (header, to_mac) = unsafe { (&mut *ip, (*link.ethernet).destination) };
     if !is_vip(Addr::from_v4_word(header.destination)) {
-        return Ok(xdp_action::XDP_PASS);
+        let is_vrrp = header.protocol() == election::PROTOCOL;
+        return if is_vrrp { tail_call(ctx, program::VRRP_INDEX) } else { Ok(xdp_action::XDP_PASS) };
     }
     if to_mac != own_mac {
         // A frame for another host, flooded by the switch, is none of ours; the kernel drops it too.

@@ -6,6 +6,7 @@ use lb_common::{
     addr::{Addr, Mac},
     checksum::Delta,
     counters::Counter,
+    election,
     maps::{Interface, ReturnKey, ServiceKey, program},
     wire::{
         ECHO_REPLY_V6, ECHO_REQUEST_V6, Ethernet, IPV6_LEN, Icmp, Ipv6, NEIGHBOUR_LEN, NEIGHBOUR_MIN_LEN,
@@ -17,10 +18,10 @@ use crate::{
     Outcome, count,
     frame::{self, Frame, Link, TcpPacket, ingress, length, put_mac, resize},
     handover,
-    maps::{RETURNS, SERVICE_PORTS, VIPS},
+    maps::{RETURNS, SERVICE_PORTS},
     nat::interface,
     other::{closed_port, is_answered_here, is_vip, owns_vip},
-    tail_call,
+    signal, tail_call,
 };
 
 #[inline(always)]
@@ -47,7 +48,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let destination = Addr::from_words(header.destination);
     // The table has IPv4 VIPs as IPv4-mapped addresses, which no IPv6 packet is sent to.
     if destination.is_v4() || !is_vip(destination) {
-        return Ok(xdp_action::XDP_PASS);
+        let is_vrrp = header.next_header() == election::PROTOCOL;
+        return if is_vrrp { tail_call(ctx, program::VRRP_INDEX) } else { Ok(xdp_action::XDP_PASS) };
     }
     // SAFETY: `Link::parse` checked that the Ethernet header lies in the frame.
     let to_mac = unsafe { (*link.ethernet).destination };
@@ -94,7 +96,12 @@ fn neighbour(
     let claims = kind == Neighbour::ADVERTISEMENT || header.source == words;
     if claims {
         if asker != own_mac {
+            if !owns_vip() {
+                // The other node's, for the kernel too: its own clients find the VIP by it.
+                return Ok(xdp_action::XDP_PASS);
+            }
             count::count(Counter::VipConflict);
+            signal::vip_conflict(target, asker);
         }
         return Err(Counter::NdOther);
     }

@@ -18,7 +18,7 @@ use suite::Suite;
 /// The release whose kernel is the oldest, one between, the newest.
 const SUITES: [&str; 3] = ["bookworm", "bookworm-backports", "sid"];
 /// The tests that need a kernel and no network.
-const TESTS: [&str; 11] = [
+const TESTS: [&str; 12] = [
     "packets_object",
     "packets_flow",
     "packets_vip",
@@ -29,6 +29,7 @@ const TESTS: [&str; 11] = [
     "packets_choose",
     "packets_signals",
     "packets_routes",
+    "packets_vrrp",
     "random_frames",
 ];
 /// A model that has all that the kernels need, and nothing that QEMU 7.2 emulates wrongly: with `max` Linux 6.12 dies while

@@ -15,6 +15,7 @@ pub use self::{flow::*, policy::*, signal::*};
 #[cfg(feature = "user")]
 use crate::addr::Addr;
 use crate::counters::{BackendCounters, Counters};
+use crate::election::Election;
 
 /// Version of the layouts, raised when their meaning changes without their size.
 pub const LAYOUT_VERSION: u32 = 1;
@@ -111,6 +112,7 @@ pub const fn layout_hash() -> u64 {
         size_of::<ClientKey>(),
         size_of::<ClientLoad>(),
         size_of::<Lease>(),
+        size_of::<Election>(),
         size_of::<Counters>(),
         size_of::<BackendCounters>(),
         size_of::<Signal>(),
@@ -173,6 +175,7 @@ mod user {
         ClientKey,
         ClientLoad,
         Lease,
+        Election,
         Counters,
         BackendCounters,
         Suspect,

@@ -34,6 +34,8 @@ pub const LOADS: &str = "loads";
 pub const CLIENTS: &str = "clients";
 /// Array of one [`super::Lease`].
 pub const LEASE: &str = "lease";
+/// Array of [`crate::election::Election`], IPv4 and IPv6.
+pub const ELECTIONS: &str = "elections";
 /// Per-CPU array of one [`crate::counters::Counters`].
 pub const COUNTERS: &str = "counters";
 /// Per-CPU array of [`crate::counters::BackendCounters`], indexed by backend number.
@@ -70,6 +72,7 @@ pub const KEPT: &[&str] = &[
     LOADS,
     CLIENTS,
     LEASE,
+    ELECTIONS,
     COUNTERS,
     BACKEND_COUNTERS,
     SIGNALS,

@@ -26,6 +26,8 @@ pub const ONWARD: &str = "onward";
 pub const TOO_BIG: &str = "too_big";
 /// ICMP errors about a flow, translated in both directions.
 pub const ICMP: &str = "icmp";
+/// VRRP advertisements: does a stronger one end the lease?
+pub const VRRP: &str = "vrrp";
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
 pub const PASS: &str = "pass";
 
@@ -53,8 +55,10 @@ pub const TOO_BIG_INDEX: u32 = 9;
 pub const ICMP_INDEX: u32 = 10;
 /// Index of [`CHOOSE`] in the map `programs`.
 pub const CHOOSE_INDEX: u32 = 11;
+/// Index of [`VRRP`] in the map `programs`.
+pub const VRRP_INDEX: u32 = 12;
 /// The tail-called programs by index.
-pub const TAIL_CALLED: [(&str, u32); 12] = [
+pub const TAIL_CALLED: [(&str, u32); 13] = [
     (CLIENT, CLIENT_INDEX),
     (BACKEND, BACKEND_INDEX),
     (NEW, NEW_INDEX),
@@ -67,4 +71,5 @@ pub const TAIL_CALLED: [(&str, u32); 12] = [
     (TOO_BIG, TOO_BIG_INDEX),
     (ICMP, ICMP_INDEX),
     (CHOOSE, CHOOSE_INDEX),
+    (VRRP, VRRP_INDEX),
 ];

@@ -15,6 +15,7 @@ use aya::{
 use lb_common::{
     addr::{Addr, Mac, Port},
     counters::{BackendCounters, Counters},
+    election::Election,
     hash::Seed,
     maps::*,
 };
@@ -190,6 +191,18 @@ impl Program {
 
     pub fn set_lease(&mut self, lease: Lease) {
         self.array(name::LEASE).set(0, lease, 0).expect("set");
+    }
+
+    pub fn lease(&mut self) -> Lease {
+        self.array(name::LEASE).get(&0, 0).expect("get")
+    }
+
+    /// Takes part in the election of one family.
+    pub fn set_election(&mut self, is_v4: bool, election: Election) {
+        self.filter.add_address(&election.destination);
+        let filter = self.filter;
+        self.array(name::FILTER).set(0, filter, 0).expect("set");
+        self.array(name::ELECTIONS).set(u32::from(!is_v4), election, 0).expect("set");
     }
 
     pub fn set_load(&mut self, slot: u32, established: i64) {

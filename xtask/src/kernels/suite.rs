@@ -47,31 +47,53 @@ impl Suite {
             return Ok(kernel);
         }
         self.apt("apt-get", &["update", "-qq"])?;
-        let depends = self.apt("apt-cache", &["depends", META_PACKAGE])?;
-        let package = depends
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .find(|package| package.starts_with("linux-image-") && package.ends_with("-cloud-amd64"))
-            .with_context(|| format!("{META_PACKAGE} names no kernel: {depends}"))?
-            .to_owned();
-        self.apt("apt-get", &["download", "-qq", &package])?;
-        let archive = find(&self.dir, |name| name.starts_with(&package) && name.ends_with(".deb"))?
+        let image = self.named_by(META_PACKAGE, "linux-image-")?;
+        self.unpack(&image)?;
+        if let Some(kernel) = self.unpacked()? {
+            return Ok(kernel);
+        }
+        // Since Linux 7 that package brings the boot loader's hooks, and another one the kernel itself.
+        self.unpack(&self.named_by(&image, "linux-binary-")?)?;
+        self.unpacked()?.context("the packages hold no kernel image")
+    }
+
+    /// The package for virtual machines that another one depends on.
+    fn named_by(&self, package: &str, prefix: &str) -> Result<String> {
+        let depends = self.apt("apt-cache", &["depends", package])?;
+        let mut named = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let found = named.find(|name| name.starts_with(prefix) && name.ends_with("-cloud-amd64"));
+        Ok(found.with_context(|| format!("{package} names no {prefix}*: {depends}"))?.to_owned())
+    }
+
+    fn unpack(&self, package: &str) -> Result<()> {
+        self.apt("apt-get", &["download", "-qq", package])?;
+        let archive = find(&self.dir, |name| name.starts_with(package) && name.ends_with(".deb"))?
             .with_context(|| format!("{package} was not downloaded"))?;
         let mut dpkg = Command::new("dpkg");
         dpkg.arg("-x").arg(&archive).arg(self.dir.join("root"));
         ensure!(dpkg.status()?.success(), "cannot unpack {}", archive.display());
-        self.unpacked()?.context("the package holds no kernel image")
+        Ok(())
     }
 
+    /// The kernel is at `/boot/vmlinuz-RELEASE`, since Linux 7 at `/usr/lib/modules/RELEASE/vmlinuz`.
     fn unpacked(&self) -> Result<Option<Kernel>> {
-        let boot = self.dir.join("root").join("boot");
-        if !boot.is_dir() {
+        let root = self.dir.join("root");
+        let boot = root.join("boot");
+        if boot.is_dir()
+            && let Some(image) = find(&boot, |name| name.starts_with("vmlinuz-"))?
+        {
+            let name = image.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let release = name.trim_start_matches("vmlinuz-").to_owned();
+            return Ok(Some(Kernel { release, image }));
+        }
+        let modules = root.join("usr/lib/modules");
+        if !modules.is_dir() {
             return Ok(None);
         }
-        let image = find(&boot, |name| name.starts_with("vmlinuz-"))?;
-        Ok(image.and_then(|image| {
-            let release = image.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_owned();
-            Some(Kernel { release, image })
+        let found = find(&modules, |release| modules.join(release).join("vmlinuz").is_file())?;
+        Ok(found.and_then(|dir| {
+            let release = dir.file_name()?.to_str()?.to_owned();
+            Some(Kernel { release, image: dir.join("vmlinuz") })
         }))
     }
 

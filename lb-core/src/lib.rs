@@ -16,4 +16,5 @@ pub mod reconcile;
 pub mod resets;
 pub mod seed;
 pub mod segment;
+pub mod vrrp;
 pub mod ways;

@@ -4,6 +4,7 @@
 
 mod frame;
 mod guard;
+mod vrrp;
 
 use std::{
     fs,
@@ -32,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "frame", seeds: frame::seeds, run: frame::run },
     Target { name: "config", seeds: config_seeds, run: config },
     Target { name: "claimant", seeds: claimant_seeds, run: claimant },
+    Target { name: "vrrp", seeds: vrrp::seeds, run: vrrp::run },
 ];
 
 /// Octets of an input at most.

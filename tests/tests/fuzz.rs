@@ -29,6 +29,14 @@ fn claimant() {
 }
 
 #[test]
+fn vrrp() {
+    target("vrrp");
+}
+
+#[test]
 fn each_target_is_run() {
-    assert_eq!(TARGETS.iter().map(|target| target.name).collect::<Vec<_>>(), ["frame", "config", "claimant"]);
+    assert_eq!(
+        TARGETS.iter().map(|target| target.name).collect::<Vec<_>>(),
+        ["frame", "config", "claimant", "vrrp"]
+    );
 }

@@ -1,0 +1,3 @@
+mod machine;
+mod packets;
+mod pair;

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::{choose::Algorithm, hash::Seed, maps};
+use lb_common::{choose::Algorithm, election::Election, hash::Seed, maps};
 
 pub use policy::{Policy, Standing, choose};
 
@@ -51,6 +51,8 @@ pub trait World {
     fn answered_on(&self, address: IpAddr) -> Vec<Lan>;
     /// The routers toward clients.
     fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute>;
+    /// What the node advertises over IPv4 and over IPv6.
+    fn elections(&self) -> [Election; 2];
     /// Key of a service's flow hash.
     fn seed(&self, service: &Service) -> Seed;
 }
@@ -64,7 +66,7 @@ pub struct Decision {
     pub failing_open: Vec<bool>,
 }
 
-/// Desired state of a standalone node.
+/// Desired state of a node, alone or of a pair.
 pub fn desired(config: &Config, world: &impl World) -> Decision {
     let (services, failing_open) = config.services.iter().map(|service| of_service(service, world)).unzip();
     Decision {
@@ -73,7 +75,8 @@ pub fn desired(config: &Config, world: &impl World) -> Decision {
             addresses: addresses(config, world),
             interfaces: world.interfaces(),
             client_routes: world.client_routes(),
-            lease: maps::Lease::STANDALONE,
+            lease: config.vrrp.is_none().then_some(maps::Lease::STANDALONE),
+            elections: world.elections(),
         },
         failing_open,
     }
@@ -134,14 +137,8 @@ const fn algorithm(algorithm: config::Algorithm) -> Algorithm {
     }
 }
 
-/// Every VIP and source address, each once.
+/// Where each of the node's addresses is answered for.
 fn addresses(config: &Config, world: &impl World) -> Vec<DesiredAddress> {
-    let mut addresses: Vec<_> =
-        config.services.iter().flat_map(|service| [service.vip, service.source_address]).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
-        .into_iter()
-        .map(|address| DesiredAddress { address, answered_on: world.answered_on(address) })
-        .collect()
+    let addresses = config.addresses().into_iter();
+    addresses.map(|address| DesiredAddress { address, answered_on: world.answered_on(address) }).collect()
 }

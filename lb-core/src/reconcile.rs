@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{choose::Algorithm, hash::Seed, maps};
+use lb_common::{choose::Algorithm, election::Election, hash::Seed, maps};
 
 pub use self::{
     actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, RouteKey, cleared},
@@ -40,8 +40,10 @@ pub struct Desired {
     pub interfaces: Vec<maps::Interface>,
     /// The routers toward clients: see [`crate::ways`]; at most [`maps::MAX_CLIENT_ROUTES`].
     pub client_routes: BTreeMap<Prefix, maps::ClientRoute>,
-    /// [`maps::Lease::STANDALONE`] on a node without a peer.
-    pub lease: maps::Lease,
+    /// [`maps::Lease::STANDALONE`] on a node without a peer; `None` on one of a pair, where the election has it.
+    pub lease: Option<maps::Lease>,
+    /// What the node advertises over IPv4 and over IPv6.
+    pub elections: [Election; 2],
 }
 
 /// A VIP or a source address toward backends.

@@ -23,6 +23,7 @@ pub use machine::{Action, Machine, Preemption, Role, Settings, Why};
 pub use packet::{Advertisement, Datagram};
 pub use reject::Reject;
 
+use crate::config::{Config, Vrrp};
 pub use crate::config::{VrrpChecksum as Checksum, VrrpVersion as Version};
 
 /// IPv4 or IPv6.
@@ -68,6 +69,45 @@ pub struct VirtualRouter {
 }
 
 impl VirtualRouter {
+    /// Those of a node of a pair, one for each family that its addresses are of. `source` tells whence a family's
+    /// advertisements are sent where the config does not; the error is the family of which there is none.
+    ///
+    /// # Errors
+    /// The family in which the interface has no address.
+    pub fn of_node(
+        config: &Config,
+        vrrp: &Vrrp,
+        source: impl Fn(Family) -> Option<IpAddr>,
+    ) -> Result<Vec<Self>, Family> {
+        let all = config.addresses();
+        let mut routers = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let mut addresses: Vec<_> = all.iter().copied().filter(|a| Family::of(*a) == family).collect();
+            if addresses.is_empty() {
+                continue;
+            }
+            // RFC 9568 section 5.2.9: the link-local address comes first.
+            addresses.sort_by_key(|address| vrrp.link_local.map(IpAddr::V6) != Some(*address));
+            let written = vrrp.source.filter(|address| Family::of(*address) == family);
+            let pass = vrrp.auth_pass.as_ref().map(|pass| {
+                let mut octets = [0; 8];
+                octets.iter_mut().zip(pass.bytes()).for_each(|(octet, byte)| *octet = byte);
+                octets
+            });
+            routers.push(Self {
+                version: vrrp.version,
+                router_id: vrrp.router_id,
+                addresses,
+                source: written.or_else(|| source(family)).ok_or(family)?,
+                peers: vrrp.unicast_peers.iter().copied().filter(|a| Family::of(*a) == family).collect(),
+                checksum: vrrp.checksum,
+                auth_pass: pass,
+                interval: vrrp.advert_interval,
+            });
+        }
+        Ok(routers)
+    }
+
     /// The family of all addresses.
     pub fn family(&self) -> Family {
         Family::of(self.source)

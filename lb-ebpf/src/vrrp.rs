@@ -51,7 +51,7 @@ fn loses(ctx: &XdpContext) -> Option<bool> {
     Some(link.vlan() == [0; 2] && election.is_lost_to(ingress(ctx), &envelope, &advertisement))
 }
 
-/// Never undone by a renewal that was under way: that was granted earlier.
+/// Never undone by a grant that was under way: that has an earlier time.
 #[inline(always)]
 fn end_lease() {
     let now = clock::exact();
@@ -59,9 +59,9 @@ fn end_lease() {
         // SAFETY: a live map value; only the data plane writes this field.
         unsafe {
             if (*lease).holds(now) {
-                (&raw mut (*lease).revoked_at).write_volatile(now);
                 count::count(Counter::LeaseRevoked);
             }
+            (&raw mut (*lease).revoked_at).write_volatile(now);
         }
     }
 }

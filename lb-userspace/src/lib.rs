@@ -7,3 +7,4 @@ pub mod netlink;
 pub mod object;
 pub mod probe;
 pub mod secret;
+pub mod vrrp;

@@ -1,5 +1,6 @@
 //! What a config means: the types that the rest of the agent works with. Everything here is validated.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -229,6 +230,20 @@ words! {
         PseudoHeader = "pseudo-header",
         /// RFC 9568, section 5.2.8.
         Message = "message",
+    }
+}
+
+impl Config {
+    /// The addresses that this node answers for while it owns the VIPs, each once: VIPs, source addresses, and with IPv6
+    /// the link-local one of the pair.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let services = self.services.iter().flat_map(|service| [service.vip, service.source_address]);
+        let mut addresses: BTreeSet<_> = services.collect();
+        let link_local = self.vrrp.as_ref().and_then(|vrrp| vrrp.link_local);
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            addresses.extend(link_local.map(IpAddr::V6));
+        }
+        addresses
     }
 }
 

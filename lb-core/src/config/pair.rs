@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use lb_common::election::MAX_PEERS;
+
 use super::limits;
 use super::model::{PeerSync, Vrrp, VrrpChecksum, VrrpVersion};
 use super::section::Section;
@@ -127,6 +129,10 @@ fn check_vrrp(section: &Section<'_>, vrrp: &Vrrp) {
     }
     if vrrp.auth_pass.as_ref().is_some_and(|pass| pass.len() > 8) {
         section.error("auth_pass", "is longer than 8 bytes", "shorten it: the packet has no room for more");
+    }
+    if vrrp.unicast_peers.len() > MAX_PEERS {
+        let fix = format!("name at most {MAX_PEERS}");
+        section.error("unicast_peers", "has too many addresses", &fix);
     }
     if vrrp.source.is_some_and(|source| vrrp.unicast_peers.contains(&source)) {
         section.error(

@@ -40,6 +40,10 @@ impl World for TestWorld {
         BTreeMap::new()
     }
 
+    fn elections(&self) -> [Election; 2] {
+        [Election::NONE; 2]
+    }
+
     fn seed(&self, service: &Service) -> Seed {
         crate::seed::of_service(None, service.vip, service.port)
     }
@@ -102,5 +106,5 @@ fn config_and_world_become_desired_state() {
 
     let held = |text: &str, answered_on| DesiredAddress { address: text.parse().unwrap(), answered_on };
     assert_eq!(desired.addresses, [held("10.0.1.100", vec![Lan::untagged(3)]), held("10.0.2.100", vec![])]);
-    assert_eq!(desired.lease, maps::Lease::STANDALONE);
+    assert_eq!(desired.lease, Some(maps::Lease::STANDALONE));
 }

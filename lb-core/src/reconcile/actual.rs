@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     addr::{Addr, Mac, Port},
+    election::Election,
     hash::Seed,
     maps::{
         self, AllowData, Backend, ClientRoute, Filter, Interface, Lease, ReturnKey, Service, ServiceKey,
@@ -46,6 +47,8 @@ pub struct Actual {
     pub maglev: BTreeMap<u16, Table>,
     /// `lease`.
     pub lease: Lease,
+    /// `elections`.
+    pub elections: [Election; 2],
 }
 
 /// The bits that are set in a [`Filter`].
@@ -62,6 +65,8 @@ pub struct FilterBits {
 pub enum Change {
     /// Writes the lease.
     Lease(Lease),
+    /// Writes an entry of `elections`.
+    Election(u32, Election),
     /// Sets a slot of `interfaces`.
     Interface(u32, Interface),
     /// Clears a slot of `interfaces`.
@@ -124,6 +129,7 @@ impl Default for Actual {
             filter: FilterBits::default(),
             maglev: BTreeMap::new(),
             lease: NO_LEASE,
+            elections: [Election::NONE; 2],
         }
     }
 }
@@ -133,6 +139,7 @@ impl Actual {
     pub fn apply(&mut self, change: &Change) {
         match change {
             Change::Lease(lease) => self.lease = *lease,
+            Change::Election(family, election) => self.elections[*family as usize] = *election,
             Change::Interface(slot, interface) => drop(self.interfaces.insert(*slot, *interface)),
             Change::ClearInterface(slot) => drop(self.interfaces.remove(slot)),
             Change::Backend(number, backend) => {

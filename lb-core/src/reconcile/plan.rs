@@ -51,6 +51,11 @@ fn add(from: &Actual, to: &Actual, changes: &mut Vec<Change>) {
     if from.lease != to.lease {
         changes.push(Change::Lease(to.lease));
     }
+    for (family, (from, to)) in (0..).zip(from.elections.iter().zip(&to.elections)) {
+        if from != to {
+            changes.push(Change::Election(family, *to));
+        }
+    }
     changes
         .extend(set(&from.interfaces, &to.interfaces).map(|(&slot, &value)| Change::Interface(slot, value)));
     let routes: Vec<_> = set(&from.client_routes, &to.client_routes).collect();

@@ -77,7 +77,8 @@ struct Share {
 }
 
 pub(super) fn target(desired: &Desired, actual: &Actual, tables: &mut TableCache) -> Result<Actual, Error> {
-    let mut target = Actual { lease: desired.lease, ..Actual::default() };
+    let lease = desired.lease.unwrap_or(actual.lease);
+    let mut target = Actual { lease, elections: desired.elections, ..Actual::default() };
     stay(actual, &mut target);
     for service in &desired.services {
         let number = add_service(service, actual, &mut target)?;
@@ -308,8 +309,10 @@ fn add_addresses(desired: &[DesiredAddress], actual: &Actual, target: &mut Actua
     if target.vips.len() > maps::MAX_VIPS {
         return Err(Error::TooManyAddresses(target.vips.len()));
     }
+    let heard = target.elections.iter().filter(|election| election.priority != 0);
+    let looked_at = ours.iter().chain(heard.map(|election| &election.destination));
     target.filter = FilterBits {
-        addresses: ours.iter().map(maps::filter_bit_of_address).collect(),
+        addresses: looked_at.map(maps::filter_bit_of_address).collect(),
         ports: target.services.values().map(|service| service.port.get()).collect(),
     };
     Ok(())

@@ -281,7 +281,8 @@ fn desired(services: impl IntoIterator<Item = DesiredService>) -> Desired {
         addresses: vec![address(VIP), address(OTHER_VIP)],
         interfaces: vec![Interface { ifindex: 3, mtu: 1500, mac: Mac::new([2, 0, 0, 0, 0, 9]) }],
         client_routes: BTreeMap::new(),
-        lease: Lease::STANDALONE,
+        lease: Some(Lease::STANDALONE),
+        elections: [Election::NONE; 2],
     }
 }
 

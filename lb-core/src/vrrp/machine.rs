@@ -14,10 +14,11 @@
 //! the advertisement arrived. So a node that hangs, or whose advertisements do not go out, owns nothing any more when its
 //! peer begins to.
 //!
-//! The driver owns clock and sockets. It calls [`Machine::wake`] at [`Machine::next_wake`], at every turn before it reads
-//! its sockets, with what the data plane did to the lease; reports each advertisement of the pair to
-//! [`Machine::received`], carries out the actions in their order, and tells by [`Machine::sent`] whether an advertisement
-//! went out. Times are since the start of the clock.
+//! The driver owns clock and sockets. At every turn, at [`Machine::next_wake`] at the latest, it reads the clock; calls
+//! [`Machine::check_lease`] with what the data plane did to the lease; reports each advertisement of the pair that has
+//! arrived to [`Machine::received`]; and calls [`Machine::wake`]. It carries out the actions in their order, and tells by
+//! [`Machine::sent`] whether an advertisement went out. So a node that slept knows that its lease is over before it says
+//! anything, and what it missed before it decides anything. Times are since the start of the clock.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -236,8 +237,20 @@ impl Machine {
         }
     }
 
-    /// Time has passed. `is_revoked`: the data plane ended the lease.
-    pub fn wake(&mut self, now: Duration, is_revoked: bool) -> Vec<Action> {
+    /// Is the lease over? `is_revoked`: the data plane ended it, asked after `now` was read.
+    pub fn check_lease(&mut self, now: Duration, is_revoked: bool) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if let State::Active(Active { lease: Lease::Until(deadline), .. }) = self.state
+            && (is_revoked || now >= deadline)
+        {
+            // Another node may own the VIPs by now: what it sent is still to be read.
+            self.yield_to(Why::LeaseOver, now, &mut actions);
+        }
+        actions
+    }
+
+    /// Time has passed.
+    pub fn wake(&mut self, now: Duration) -> Vec<Action> {
         let mut actions = Vec::new();
         match self.state {
             State::Backup(backup) if now >= backup.down_at() => {
@@ -247,19 +260,13 @@ impl Machine {
                 actions.push(Action::Became { role: Role::Active, why });
                 self.advertise(now, &mut actions);
             }
-            State::Active(active) => self.wake_active(now, active, is_revoked, &mut actions),
+            State::Active(active) => self.wake_active(now, active, &mut actions),
             State::Backup(_) | State::Fault | State::Stopped => {}
         }
         actions
     }
 
-    fn wake_active(&mut self, now: Duration, active: Active, is_revoked: bool, actions: &mut Vec<Action>) {
-        if matches!(active.lease, Lease::Until(deadline) if is_revoked || now >= deadline) {
-            // Another node may own the VIPs by now: what it sent is still to be read.
-            self.yield_to(Why::LeaseOver, now, actions);
-            return;
-        }
-        let mut active = active;
+    fn wake_active(&mut self, now: Duration, mut active: Active, actions: &mut Vec<Action>) {
         if let Lease::ClaimAt(at, sent_at) = active.lease
             && now >= at
         {

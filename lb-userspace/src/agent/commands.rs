@@ -23,6 +23,7 @@ impl Agent {
             Command::Reset(request, reply) => drop(reply.send(self.reset(&request))),
             Command::Rebalance(dry_run, reply) => drop(reply.send(self.rebalance(dry_run))),
             Command::Reload(reply) => drop(reply.send(self.reload().await)),
+            Command::FailOver(reply) => self.fail_over(reply),
             Command::Ready(reply) => drop(reply.send(self.readiness())),
         }
     }

@@ -57,7 +57,7 @@ pub(super) fn local_address(config: &Config, mirror: &Mirror) -> Option<String> 
 pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAddr]) -> Result<(), Error> {
     let own: Vec<Mac> = mirror.links().filter_map(|link| link.mac).collect();
     let mut asked = Vec::new();
-    for vip in vips(config).filter(|vip| !ours.contains(vip)) {
+    for vip in config.addresses().into_iter().filter(|vip| !ours.contains(vip)) {
         let interfaces = config.interfaces.iter().filter_map(|name| mirror.link_named(name));
         for (link, _) in interfaces.flat_map(|interface| mirror.reaches_by(interface.index, vip)) {
             let Some(mac) = link.mac.filter(|_| link.up) else { continue };
@@ -82,21 +82,12 @@ pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAd
     futures_util::future::try_join_all(answers).await.map(drop)
 }
 
-/// The addresses that this node answers for: VIPs and source addresses.
-pub(super) fn vips(config: &Config) -> impl Iterator<Item = IpAddr> {
-    let mut vips: Vec<_> =
-        config.services.iter().flat_map(|service| [service.vip, service.source_address]).collect();
-    vips.sort_unstable();
-    vips.dedup();
-    vips.into_iter()
-}
-
 /// The interfaces of the config, and on which of them which IPv6 VIP is answered for.
 pub(super) fn solicited(config: &Config, mirror: &Mirror) -> (BTreeSet<u32>, BTreeSet<(u32, Ipv6Addr)>) {
     let interfaces: BTreeSet<u32> =
         config.interfaces.iter().filter_map(|name| Some(mirror.link_named(name)?.index)).collect();
     let mut on = BTreeSet::new();
-    for vip in vips(config) {
+    for vip in config.addresses() {
         let IpAddr::V6(v6) = vip else { continue };
         let here = interfaces.iter().flat_map(|ifindex| mirror.reaches_by(*ifindex, vip));
         on.extend(here.map(|(link, _)| (link.index, v6)));

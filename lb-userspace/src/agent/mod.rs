@@ -21,6 +21,7 @@ pub mod lock;
 pub mod log;
 mod memory;
 mod notify;
+mod pair;
 mod reload;
 mod report;
 mod resets;
@@ -39,8 +40,8 @@ use tokio::{
 };
 use tracing::{error, info};
 
-use self::{error::Error, notify::Notifier, state::Agent, told::Rings};
-use crate::api::Command;
+use self::{error::Error, notify::Notifier, pair::Pair, state::Agent, told::Rings};
+use crate::{api::Command, vrrp::News};
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
@@ -94,6 +95,7 @@ async fn turn(
             touched = agent.network.changed() => agent.on_network(touched).await,
             signals = rings.signals.next() => agent.on_signals(&signals),
             events = rings.events.next() => agent.on_events(&events),
+            news = pair_news(agent.pair.as_mut()) => agent.on_news(news),
             Some(command) = commands.recv() => agent.on_command(command).await,
             _ = sweep.tick() => agent.sweep(),
             () = resets::due(agent.plane.resets_due_ns()) => agent.end_flows(),
@@ -114,12 +116,18 @@ async fn turn(
 /// A clean end: nothing is taken back, and what was begun is done as far as the time allows.
 fn end(agent: &mut Agent, signal: &str) -> Result<(), Error> {
     agent.notifier.send("STOPPING=1");
+    // First of all: the other node waits for nothing else.
+    if let Some(pair) = &mut agent.pair {
+        pair.stop();
+    }
     let begun = Instant::now();
     while agent.plane.untold() > 0 && begun.elapsed() < LAST_RESETS {
         agent.end_flows();
         std::thread::sleep(Duration::from_millis(1));
     }
-    if agent.serving {
+    if agent.pair.is_some() {
+        info!(signal, "ending; the VIPs are given up, and connections that still come here are served on");
+    } else if agent.serving {
         info!(
             signal,
             "ending; the data plane stays attached and goes on serving (`etcd-lb detach` removes it)"
@@ -135,6 +143,13 @@ fn paced(pace: Duration) -> Interval {
     let mut ticks = interval_at(tokio::time::Instant::now() + pace, pace);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+async fn pair_news(pair: Option<&mut Pair>) -> News {
+    match pair {
+        Some(pair) => pair.news().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn tick(ticks: Option<&mut Interval>) {

@@ -100,6 +100,8 @@ fn fixed(now: &Config, new: &Config) -> Vec<String> {
         ("xdp_mode", now.xdp_mode != new.xdp_mode, anew),
         ("max_flows", now.max_flows != new.max_flows, anew),
         ("[api] pin_dir", now.api.pin_dir != new.api.pin_dir, anew),
+        ("[vrrp]", now.vrrp != new.vrrp, restart),
+        ("[sync]", now.sync != new.sync, restart),
         ("[api] socket", now.api.socket != new.api.socket, restart),
         ("[api] http_listen", now.api.http_listen != new.api.http_listen, restart),
     ];

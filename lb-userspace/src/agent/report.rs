@@ -7,10 +7,11 @@ use lb_core::{
     desired::BackendKey,
     etcd::{self, Member},
     health::State,
+    vrrp,
 };
 use tracing::warn;
 
-use super::state::Agent;
+use super::{pair::Pair, state::Agent};
 use crate::{
     api::{
         command::{FLOW_LIMIT, FlowEntry, FlowList, FlowQuery},
@@ -54,8 +55,11 @@ impl Agent {
             .collect();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
-            role: Role::Standalone,
-            fenced: false,
+            role: self.pair.as_ref().map_or(Role::Standalone, Pair::status_role),
+            fenced: self
+                .pair
+                .as_ref()
+                .is_some_and(|pair| pair.role == vrrp::Role::Active && !pair.owns_vips()),
             interfaces: self
                 .config
                 .interfaces
@@ -91,6 +95,7 @@ impl Agent {
                 .iter()
                 .map(|service| service.backends.iter().map(|b| self.backend_figures(service, b)).collect())
                 .collect(),
+            pair: self.pair.as_ref().map(Pair::figures).unwrap_or_default(),
             reload: ReloadFigures {
                 successful: self.reloaded.successful,
                 succeeded_at: self

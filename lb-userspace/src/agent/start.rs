@@ -48,12 +48,14 @@ pub(super) async fn start(
     let mut plane = open_data_plane(&pin_dir, loaded.config.max_flows)?;
     locks.take_pin_dir(&pin_dir)?;
     // A data plane that is attached answers for the VIPs itself.
-    if plane.pinned_interfaces()?.is_empty() {
+    // Those of a pair may be the other node's.
+    if plane.pinned_interfaces()?.is_empty() && loaded.config.vrrp.is_none() {
         fit::vips_are_free(&loaded.config, network.mirror(), &[]).await?;
     }
     let rings = Rings::of(&mut plane)?;
     let mut agent = Agent::new(options, loaded, network, plane, notifier, socket, locks);
     agent.told = told;
+    agent.prepare_pair()?;
     agent.look_up_hops().await;
     agent.follow_groups().await;
     agent.hops.learn(agent.network.mirror());
@@ -75,6 +77,9 @@ impl Agent {
         self.attachments.leave_others(self.network.mirror(), &mut self.plane);
         self.plane.keep();
         self.serving = true;
+        // Only now: what it claims it can serve.
+        self.follow_pair();
+        self.try_reconcile()?;
         self.announce_if_moved();
         self.announce();
         memory::give_back();

@@ -14,8 +14,17 @@ use lb_core::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Options, attach::Attachments, clients::ClientWays, files::Loaded, fit, lock::Locks, notify::Notifier,
-    report::Reloaded, told::Told, world,
+    Options,
+    attach::Attachments,
+    clients::ClientWays,
+    files::Loaded,
+    fit,
+    lock::Locks,
+    notify::Notifier,
+    pair::{self, Pair},
+    report::Reloaded,
+    told::Told,
+    world,
 };
 use crate::{
     api::SocketFile,
@@ -68,6 +77,8 @@ pub(super) struct Agent {
     pub(super) census_at: Option<Instant>,
     /// What the data plane told.
     pub(super) told: Told,
+    /// Its part in a pair; `None` if it has no peer.
+    pub(super) pair: Option<Pair>,
     /// The way to systemd.
     pub(super) notifier: Notifier,
     /// Held while the agent lives.
@@ -117,6 +128,7 @@ impl Agent {
             census: Census::default(),
             census_at: None,
             told: Told::default(),
+            pair: None,
             notifier,
             _socket: socket,
             _locks: locks,
@@ -214,21 +226,19 @@ impl Agent {
 
     /// Says once where the VIPs are.
     pub(super) fn announce_vips(&self) {
-        let mirror = self.network.mirror();
-        for address in fit::vips(&self.config) {
-            for interface in self.attachments.interfaces(mirror) {
-                for (link, _) in mirror.reaches_by(interface.ifindex, address) {
-                    // Of a VLAN too: the XDP program knows the MAC of the interface that it is on.
-                    if let Err(error) = vip::announce(link.index, interface.mac, address) {
-                        debug!(vip = %address, interface = link.name, %error, "not announced");
-                    }
-                }
+        if !self.owns_vips() {
+            return;
+        }
+        for (ifindex, frame) in self.announcements() {
+            if let Err(error) = vip::send(ifindex, &frame) {
+                debug!(ifindex, %error, "a VIP was not announced");
             }
         }
     }
 
     /// Makes the maps what they should be. A failure is logged and tried again at the next occasion.
     pub(super) fn reconcile(&mut self) {
+        self.follow_pair();
         match self.try_reconcile() {
             Ok(()) => {
                 self.unreconciled = false;
@@ -268,6 +278,7 @@ impl Agent {
             .iter()
             .flat_map(|service| &service.backends)
             .map(|backend| backend.address.ip())
+            .chain(pair::unicast_peers(&self.config))
             .collect();
         self.hops.look_up(self.network.handle(), &destinations).await;
         self.list_client_ways().await;

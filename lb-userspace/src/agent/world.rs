@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_common::{hash::Seed, maps};
+use lb_common::{election::Election, hash::Seed, maps};
 use lb_core::{
     config::Service,
     desired::{BackendKey, Standing, World},
@@ -11,7 +11,7 @@ use lb_core::{
     seed, ways,
 };
 
-use super::{attach, state::Agent};
+use super::{attach, pair::Pair, state::Agent};
 use crate::probe::Check;
 
 /// The agent, seen as the world besides the config.
@@ -51,6 +51,10 @@ impl World for View<'_> {
     fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute> {
         let hops = &self.0.hops;
         ways::client_routes(&self.0.clients.ways, |ifindex, router| hops.router_mac(ifindex, router))
+    }
+
+    fn elections(&self) -> [Election; 2] {
+        self.0.pair.as_ref().map_or([Election::NONE; 2], Pair::elections)
     }
 
     fn seed(&self, service: &Service) -> Seed {

@@ -29,6 +29,8 @@ pub enum Command {
     Rebalance(bool, oneshot::Sender<RebalanceAnswer>),
     /// Apply the config file.
     Reload(oneshot::Sender<Result<ReloadAnswer, String>>),
+    /// Hand the VIPs over; answered when this node has given them up.
+    FailOver(oneshot::Sender<Result<(), String>>),
     /// Whether traffic is served.
     Ready(oneshot::Sender<Result<(), String>>),
 }

@@ -7,10 +7,10 @@ use lb_common::{
     maps::{HANDSHAKE_BOUNDS_NS, Handshakes},
 };
 
-use lb_core::etcd::ALARMS;
+use lb_core::{etcd::ALARMS, vrrp::Reject};
 
 use super::status::{BACKEND_STATES, Role, Status};
-use crate::dataplane::Reason;
+use crate::{dataplane::Reason, vrrp::LATENESS_BOUNDS};
 
 /// What the metrics are made of.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct Figures {
     pub backends: Vec<Vec<BackendFigures>>,
     /// The last reload.
     pub reload: ReloadFigures,
+    /// Its part in a pair; all 0 without one.
+    pub pair: PairFigures,
 }
 
 /// Figures of one backend beside its status.
@@ -74,6 +76,25 @@ pub struct CheckFigures {
     pub failed: u64,
     /// How long they took.
     pub durations: Histogram,
+}
+
+/// A node's part in a pair.
+#[derive(Clone, Debug, Default)]
+pub struct PairFigures {
+    /// Changes to active, backup and fault.
+    pub transitions: [u64; 3],
+    /// Advertisements that were not heeded, by the places of [`Reject::REASONS`].
+    pub rejected: [u64; Reject::REASONS.len()],
+    /// Advertisements sent, heeded, and not gone out.
+    pub sent: u64,
+    /// Advertisements heeded.
+    pub received: u64,
+    /// Advertisements that did not go out to every peer.
+    pub not_sent: u64,
+    /// By the places of [`LATENESS_BOUNDS`]; the last one: later than all.
+    pub lateness: [u64; LATENESS_BOUNDS.len() + 1],
+    /// The sum of all.
+    pub lateness_sum: Duration,
 }
 
 /// The last reload of the config, or its first load.
@@ -127,6 +148,7 @@ fn node(page: &mut Page, figures: &Figures) {
     }
     page.family("vip_fenced", "gauge", "1 while this node's lease is over and it does not claim the VIPs.");
     page.sample("vip_fenced", &[], u64::from(status.fenced));
+    pair(page, &figures.pair);
     page.family("xdp_attached", "gauge", "1 where the program is attached, by interface and mode.");
     for interface in &status.interfaces {
         for mode in ["native", "generic"] {
@@ -160,6 +182,27 @@ fn node(page: &mut Page, figures: &Figures) {
         "When the config was last loaded, Unix time.",
     );
     page.sample("config_last_reload_success_timestamp_seconds", &[], figures.reload.succeeded_at);
+}
+
+fn pair(page: &mut Page, pair: &PairFigures) {
+    page.family("role_transitions_total", "counter", "Changes of this node's role.");
+    for (role, count) in [Role::Active, Role::Backup, Role::Fault].into_iter().zip(pair.transitions) {
+        page.sample("role_transitions_total", &[("to", role.name())], count);
+    }
+    page.family("heartbeat_late_seconds", "histogram", "How late this node's VRRP advertisements went out.");
+    page.lateness("heartbeat_late_seconds", pair);
+    for (name, help, value) in [
+        ("vrrp_sent_total", "VRRP advertisements sent.", pair.sent),
+        ("vrrp_received_total", "VRRP advertisements of the other node heeded.", pair.received),
+        ("vrrp_not_sent_total", "VRRP advertisements that did not go out to every peer.", pair.not_sent),
+    ] {
+        page.family(name, "counter", help);
+        page.sample(name, &[], value);
+    }
+    page.family("vrrp_rejected_total", "counter", "VRRP advertisements that were not heeded.");
+    for (reason, count) in Reject::REASONS.into_iter().zip(pair.rejected) {
+        page.sample("vrrp_rejected_total", &[("reason", reason)], count);
+    }
 }
 
 /// A metric of a backend that is one number.
@@ -296,6 +339,7 @@ fn backends(page: &mut Page, figures: &Figures) {
 fn data_plane(page: &mut Page, figures: &Figures) {
     let counters = &figures.counters;
     for (name, help, value) in [
+        ("lease_revoked_total", "Leases that a stronger advertisement ended.", counters.lease_revoked),
         ("vip_conflicts_total", "ARP packets by which another host claimed a VIP.", counters.vip_conflict),
         ("events_lost_total", "Events of the data plane that the agent did not get.", counters.events_lost),
         ("flow_log_lines_lost_total", "Lines of the flow log that were not written.", figures.log_lines_lost),
@@ -351,6 +395,17 @@ impl Page {
         }
         self.line(&format!("{name}_sum"), labels, &seconds(times.sum));
         self.sample(&format!("{name}_count"), labels, below);
+    }
+
+    fn lateness(&mut self, name: &str, pair: &PairFigures) {
+        let bounds = LATENESS_BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        let mut below = 0;
+        for (bound, in_bucket) in bounds.zip(pair.lateness) {
+            below += in_bucket;
+            self.sample(&format!("{name}_bucket"), &[("le", bound.as_str())], below);
+        }
+        self.line(&format!("{name}_sum"), &[], &pair.lateness_sum.as_secs_f64().to_string());
+        self.sample(&format!("{name}_count"), &[], below);
     }
 
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: &str) {

@@ -38,6 +38,7 @@ pub fn socket_router(commands: Commands) -> Router {
         .route("/reset", post(reset))
         .route("/rebalance", post(rebalance))
         .route("/reload", post(reload))
+        .route("/failover", post(fail_over))
         .fallback(nothing_here)
         .with_state(commands)
 }
@@ -198,6 +199,11 @@ async fn rebalance(
 
 async fn reload(State(commands): State<Commands>) -> Answer<impl Serialize> {
     let answer = commands.ask(Command::Reload).await.map_err(Refusal::from)?;
+    answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn fail_over(State(commands): State<Commands>) -> Answer<impl Serialize> {
+    let answer = commands.ask(Command::FailOver).await.map_err(Refusal::from)?;
     answer.map(Json).map_err(Refusal::refused)
 }
 

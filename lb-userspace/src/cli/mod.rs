@@ -5,6 +5,7 @@ mod completions;
 mod detach;
 mod drain;
 mod explain;
+mod failover;
 mod flows;
 mod rebalance;
 mod reload;
@@ -49,6 +50,7 @@ enum Command {
     Reset(reset::Reset),
     Rebalance(rebalance::Rebalance),
     Reload(reload::Reload),
+    Failover(failover::Failover),
     Detach(detach::Detach),
     Completions(completions::Completions),
 }
@@ -71,6 +73,7 @@ impl Cli {
             Command::Reset(reset) => reset.run(&socket()),
             Command::Rebalance(rebalance) => rebalance.run(&socket()),
             Command::Reload(reload) => reload.run(&socket()),
+            Command::Failover(failover) => failover.run(&socket()),
             Command::Detach(detach) => detach.run(),
             Command::Completions(completions) => {
                 completions.run();

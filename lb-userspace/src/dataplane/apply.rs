@@ -24,6 +24,9 @@ pub(super) fn apply(
 ) -> Result<(), Error> {
     match change {
         Change::Lease(lease) => maps.lease.set(0, lease, ANY).map_err(Error::map(name::LEASE)),
+        Change::Election(family, election) => {
+            maps.elections.set(*family, election, ANY).map_err(Error::map(name::ELECTIONS))
+        }
         Change::Interface(slot, interface) => {
             maps.interfaces.set(*slot, interface, ANY).map_err(Error::map(name::INTERFACES))
         }

@@ -9,6 +9,7 @@ use aya::{
 use lb_common::{
     addr::Addr,
     counters::{BackendCounters, Counters},
+    election::Election,
     maps::{
         self, AllowData, Backend, ClientKey, ClientLoad, ClientRoute, Filter, Flow, FlowKey, Handshakes,
         Interface, Lease, Load, Maglev, ReturnKey, Service, ServiceKey, VipClaim, VipOnInterface, name,
@@ -35,6 +36,7 @@ pub(super) struct Maps {
     pub(super) ports: ArrayOfMaps<MapData, MapData>,
     pub(super) clients: HashMap<MapData, ClientKey, ClientLoad>,
     pub(super) lease: Array<MapData, Lease>,
+    pub(super) elections: Array<MapData, Election>,
     pub(super) counters: PerCpuArray<MapData, Counters>,
     pub(super) backend_counters: PerCpuArray<MapData, BackendCounters>,
     pub(super) handshakes: PerCpuArray<MapData, Handshakes>,
@@ -78,6 +80,7 @@ impl Maps {
             ports: take(ebpf, name::PORTS)?,
             clients: take(ebpf, name::CLIENTS)?,
             lease: take(ebpf, name::LEASE)?,
+            elections: take(ebpf, name::ELECTIONS)?,
             counters: take(ebpf, name::COUNTERS)?,
             backend_counters: take(ebpf, name::BACKEND_COUNTERS)?,
             handshakes: take(ebpf, name::HANDSHAKES)?,
@@ -109,6 +112,7 @@ impl Maps {
             interfaces: numbered(&self.interfaces, name::INTERFACES, |interface| interface.ifindex != 0)?,
             filter: FilterBits::of(&filter),
             lease: self.lease.get(&0, 0).map_err(Error::map(name::LEASE))?,
+            elections: [self.election(0)?, self.election(1)?],
             ..Actual::default()
         };
         for key in self.allow.keys() {
@@ -125,6 +129,10 @@ impl Maps {
             }
         }
         Ok(actual)
+    }
+
+    fn election(&self, family: u32) -> Result<Election, Error> {
+        self.elections.get(&family, 0).map_err(Error::map(name::ELECTIONS))
     }
 
     /// The port tables that exist, by backend number.
@@ -179,7 +187,7 @@ fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -
     taken.try_into().map_err(Error::map(map))
 }
 
-fn shared<T: zerocopy::FromBytes + zerocopy::IntoBytes>(
+pub(super) fn shared<T: zerocopy::FromBytes + zerocopy::IntoBytes>(
     map: &MapData,
     name: &'static str,
     len: usize,

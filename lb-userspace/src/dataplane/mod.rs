@@ -12,6 +12,7 @@
 //! | `resets.rs`, `farewell.rs`, `raw_socket.rs` | ending flows, and telling both ends |
 //! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `clients.rs`, `leaving.rs` | what is cleaned up about once a second |
+//! | `lease.rs` | the lease on the VIPs |
 //! | `ways.rs` | live flows follow the routes to their clients |
 //! | `detach.rs` | removing it all |
 //! | `debug_log.rs` | the program's own messages, in builds with the feature `debug-log` |
@@ -34,6 +35,7 @@ mod farewell;
 mod flows;
 mod forward;
 mod layout;
+mod lease;
 mod leaving;
 mod links;
 mod load;
@@ -73,6 +75,7 @@ pub use self::{
     explain::{Explanation, LiveBackend},
     farewell::EndedFlow,
     flows::{FlowFilter, FlowState, FlowView},
+    lease::LeaseMap,
     resets::Reason,
     rings::Ring,
     sweep::SweepReport,

@@ -28,6 +28,8 @@ pub struct Link {
     pub mtu: u32,
     /// Set up by the administrator.
     pub up: bool,
+    /// It has a carrier: a cable, or its like.
+    pub carrier: bool,
     /// On a VLAN device: the interface that carries it, and its VLAN identifier (1 to 4094).
     pub vlan: Option<(u32, u16)>,
 }
@@ -128,6 +130,15 @@ impl Mirror {
         self.links.values()
     }
 
+    /// The address by which the interface speaks for itself: of IPv4 its first, of IPv6 a link-local one.
+    pub fn source(&self, ifindex: u32, is_v6: bool) -> Option<IpAddr> {
+        let held = self.addresses.iter().filter(|held| held.ifindex == ifindex).map(|held| held.address);
+        held.into_iter().find(|address| match address {
+            IpAddr::V4(_) => !is_v6,
+            IpAddr::V6(v6) => is_v6 && v6.is_unicast_link_local(),
+        })
+    }
+
     /// The interface that holds this address as its own.
     pub fn holder(&self, address: IpAddr) -> Option<&Link> {
         let found = self.addresses.iter().find(|a| a.address == address)?;
@@ -202,6 +213,7 @@ impl Mirror {
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            carrier: message.header.flags.contains(LinkFlags::LowerUp),
             vlan: None,
         };
         let (mut carrier, mut identifier) = (None, None);

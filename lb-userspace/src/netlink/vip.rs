@@ -31,7 +31,8 @@ pub(super) const MIN_FRAME: usize = 60;
 /// # Errors
 /// No packet socket (CAP_NET_RAW is missing), or the interface is down.
 pub async fn owner(ifindex: u32, mac: Mac, own: &[Mac], address: IpAddr) -> io::Result<Option<Mac>> {
-    let socket = packet_socket(ifindex, address)?;
+    let protocol = if address.is_ipv4() { libc::ETH_P_ARP } else { libc::ETH_P_IPV6 };
+    let socket = packet_socket(ifindex, protocol as u16)?;
     // SAFETY: the `File` owns an open descriptor, is moved into the `AsyncFd`, and is only borrowed from it (`get_ref`),
     // so that the descriptor stays open and the same until the `AsyncFd` is dropped.
     let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
@@ -60,15 +61,20 @@ pub async fn owner(ifindex: u32, mac: Mac, own: &[Mac], address: IpAddr) -> io::
     Ok(None)
 }
 
-/// Tells every host on an interface that `address` is at `mac`.
+/// Sends a frame of [`announcements`].
 ///
 /// # Errors
 /// No packet socket, or the interface is down.
-pub fn announce(ifindex: u32, mac: Mac, address: IpAddr) -> io::Result<()> {
-    let mut socket = packet_socket(ifindex, address)?;
+pub fn send(ifindex: u32, frame: &[u8]) -> io::Result<()> {
+    packet_socket(ifindex, 0)?.write_all(frame)
+}
+
+/// The frames by which every host learns that `address` is at `mac`: gratuitous ARP as request and as reply, for there are
+/// hosts that heed only one of them, or an unsolicited neighbour advertisement.
+pub fn announcements(mac: Mac, address: IpAddr) -> Vec<Vec<u8>> {
     match address {
-        IpAddr::V4(v4) => arp::announcements(mac, v4).iter().try_for_each(|frame| socket.write_all(frame)),
-        IpAddr::V6(v6) => socket.write_all(&nd::announcement(mac, v6)),
+        IpAddr::V4(v4) => arp::announcements(mac, v4).into(),
+        IpAddr::V6(v6) => vec![nd::announcement(mac, v6)],
     }
 }
 
@@ -82,10 +88,9 @@ pub fn claimant_in(frame: &[u8], address: IpAddr) -> Option<Mac> {
     claimant.filter(|mac| !mac.is_unknown() && !mac.is_group())
 }
 
-/// A packet socket that receives what is said of addresses of this family on one interface, and sends on it.
-fn packet_socket(ifindex: u32, address: IpAddr) -> io::Result<File> {
-    let protocol = if address.is_ipv4() { libc::ETH_P_ARP } else { libc::ETH_P_IPV6 };
-    let protocol = (protocol as u16).to_be();
+/// A packet socket that receives packets of one protocol on one interface, none with 0, and sends on it.
+fn packet_socket(ifindex: u32, protocol: u16) -> io::Result<File> {
+    let protocol = protocol.to_be();
     let flags = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: socket() takes three integers and touches no memory of ours.
     let fd = unsafe { libc::socket(libc::AF_PACKET, flags, i32::from(protocol)) };

@@ -128,7 +128,8 @@ pub fn desired(hosts: &[u8]) -> Desired {
         addresses: vec![DesiredAddress { address: VIP, answered_on: vec![Lan::untagged(1)] }],
         interfaces: vec![Interface { ifindex: 1, mtu: 1500, mac: Mac::new([2, 0, 0, 0, 0, 1]) }],
         client_routes: Default::default(),
-        lease: Lease::STANDALONE,
+        lease: Some(Lease::STANDALONE),
+        elections: [Election::NONE; 2],
     }
 }
 

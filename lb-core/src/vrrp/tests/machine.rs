@@ -50,16 +50,16 @@ fn backup(settings: Settings) -> Machine {
 fn active(settings: Settings) -> (Machine, Duration) {
     let mut machine = backup(settings);
     let now = machine.next_wake().unwrap();
-    let actions = machine.wake(now, false);
+    let actions = machine.wake(now);
     let advertise = Action::Advertise { priority: settings.priority, interval: settings.interval };
     let became = Action::Became { role: Role::Active, why: Why::NobodyHeard };
     assert_eq!(actions, [became, advertise]);
     assert_eq!(machine.sent(now + ms(1), now, true), []);
     let claim = now + ms(1) + ms(5);
     assert_eq!(machine.next_wake(), Some(claim));
-    assert_eq!(machine.wake(claim - ms(1), false), []);
+    assert_eq!(machine.wake(claim - ms(1)), []);
     let grant = Action::Grant { granted_at: now, deadline: now + 3 * settings.interval };
-    assert_eq!(machine.wake(claim, false), [grant, Action::Announce]);
+    assert_eq!(machine.wake(claim), [grant, Action::Announce]);
     (machine, claim)
 }
 
@@ -102,8 +102,8 @@ fn as_backup() {
         let mut machine = backup(settings);
         assert_eq!(machine.received(START + ms(50), &advertisement), [], "{name}");
         assert_eq!(machine.next_wake(), Some(START + down), "{name}");
-        assert_eq!(machine.wake(START + down - Duration::from_nanos(1), false), [], "{name}");
-        assert_eq!(machine.wake(START + down, false).last(), Some(&ADVERTISE), "{name}");
+        assert_eq!(machine.wake(START + down - Duration::from_nanos(1)), [], "{name}");
+        assert_eq!(machine.wake(START + down).last(), Some(&ADVERTISE), "{name}");
         assert_eq!(machine.role(), Role::Active);
     }
 }
@@ -150,12 +150,12 @@ fn advertisements_keep_the_beat_and_the_lease_follows_those_that_went_out() {
         let due = first + beat * INTERVAL;
         while machine.next_wake().unwrap() < due {
             let at = machine.next_wake().unwrap();
-            assert_eq!(machine.wake(at, false), [Action::Announce]);
+            assert_eq!(machine.wake(at), [Action::Announce]);
             announced += 1;
         }
         // Late by a little each time, and that does not add up.
         let now = due + ms(7);
-        let actions = machine.wake(now, false);
+        let actions = machine.wake(now);
         assert_eq!(actions.last(), Some(&ADVERTISE), "{beat}");
         announced += actions.iter().filter(|action| **action == Action::Announce).count();
         let granted = machine.sent(now + ms(1), now, true);
@@ -171,7 +171,8 @@ fn what_does_not_go_out_grants_nothing() {
     let mut now = claim;
     while machine.role() == Role::Active {
         now = machine.next_wake().unwrap();
-        let actions = machine.wake(now, false);
+        machine.check_lease(now, false);
+        let actions = machine.wake(now);
         if actions.contains(&ADVERTISE) {
             assert_eq!(machine.sent(now, now, false), []);
         }
@@ -183,7 +184,7 @@ fn what_does_not_go_out_grants_nothing() {
     let mut machine = backup(settings());
     for _ in 0..50 {
         let now = machine.next_wake().unwrap();
-        for action in machine.wake(now, false) {
+        for action in machine.wake(now) {
             assert!(!matches!(action, Action::Grant { .. } | Action::Announce), "{action:?}");
         }
         machine.sent(now, now, false);
@@ -195,8 +196,8 @@ fn one_that_wakes_to_find_its_lease_over_is_a_backup_and_says_nothing() {
     let (mut machine, now) = active(settings());
     let late = now + ms(5000);
     let over = [DROP, became(Role::Backup, Why::LeaseOver)];
-    assert_eq!(machine.clone().wake(late, false), over);
-    assert_eq!(machine.wake(now + ms(1), true), over, "the data plane revoked it");
+    assert_eq!(machine.clone().check_lease(late, false), over);
+    assert_eq!(machine.check_lease(now + ms(1), true), over, "the data plane revoked it");
     assert_eq!(machine.sent(now + ms(1), now, true), [], "a send under way renews nothing");
     assert_eq!(machine.next_wake(), Some(now + ms(1) + DOWN));
 }
@@ -205,7 +206,7 @@ fn one_that_wakes_to_find_its_lease_over_is_a_backup_and_says_nothing() {
 fn a_stronger_answer_comes_before_the_claim() {
     let mut machine = backup(settings());
     let now = machine.next_wake().unwrap();
-    machine.wake(now, false);
+    machine.wake(now);
     machine.sent(now, now, true);
     let actions = machine.received(now + ms(2), &heard(LOWER, 200));
     assert!(!actions.iter().any(|action| matches!(action, Action::Grant { .. } | Action::Announce)));
@@ -240,9 +241,9 @@ fn after_a_failover_the_weaker_node_keeps_the_vips_until_it_dies() {
     for _ in 0..100 {
         now += INTERVAL;
         assert_eq!(machine.received(now, &heard(LOWER, 50)), []);
-        assert_eq!(machine.wake(now, false), []);
+        assert_eq!(machine.wake(now), []);
     }
-    assert_eq!(machine.wake(now + DOWN, false).last(), Some(&ADVERTISE));
+    assert_eq!(machine.wake(now + DOWN).last(), Some(&ADVERTISE));
     // As before: the operator's wish was about then.
     machine.received(now + DOWN, &heard(LOWER, 200));
     assert_eq!(machine.received(now + DOWN, &heard(LOWER, 50)), []);
@@ -281,7 +282,7 @@ fn both_families_are_one_role() {
     // Active when both are dead.
     machine.received(START + ms(300), &heard(peer_v6, 200));
     assert_eq!(machine.next_wake(), Some(START + ms(300) + DOWN));
-    assert_eq!(machine.wake(START + DOWN, false), []);
+    assert_eq!(machine.wake(START + DOWN), []);
     machine.received(START + ms(400), &heard(LOWER, STOPPED));
     assert_eq!(machine.next_wake(), Some(START + ms(300) + DOWN));
     // Yielding both.
@@ -324,7 +325,7 @@ fn a_longer_interval_makes_a_longer_lease_once_it_is_confirmed() {
     assert_eq!(deadline(&machine.sent(now, now, true)), now + 3 * INTERVAL, "the peer does not know yet");
     machine.confirm_interval(ms(2000));
     let mut beat = now;
-    while !machine.wake(beat, false).contains(&longer) {
+    while !machine.wake(beat).contains(&longer) {
         beat = machine.next_wake().unwrap();
         assert!(beat <= now + INTERVAL, "the pace is the old one");
     }

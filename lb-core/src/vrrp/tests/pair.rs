@@ -31,6 +31,8 @@ struct Node {
     machine: Option<Machine>,
     settings: Settings,
     lease: (Duration, Duration),
+    /// When the data plane, which never sleeps, saw a stronger advertisement last.
+    revoked_at: Duration,
     runs_from: Duration,
     mute_until: Duration,
     carrier_from: Duration,
@@ -53,6 +55,7 @@ impl Node {
             machine: None,
             settings,
             lease: (zero, zero),
+            revoked_at: zero,
             runs_from: zero,
             mute_until: zero,
             carrier_from: zero,
@@ -61,7 +64,11 @@ impl Node {
     }
 
     fn owns(&self, now: Duration) -> bool {
-        now < self.lease.1
+        now < self.lease.1 && !self.is_revoked()
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.revoked_at >= self.lease.0
     }
 }
 
@@ -101,7 +108,12 @@ fn run(nodes: &mut [Node; 2], events: &[(u64, Event)], delays: &[u64]) -> Result
         }
         on_the_wire.retain(|(arrives, to, advertisement)| {
             if *arrives <= now {
-                nodes[*to].inbox.push(*advertisement);
+                let node = &mut nodes[*to];
+                let ours = (node.settings.priority, address(*to));
+                if (advertisement.priority, advertisement.source) > ours {
+                    node.revoked_at = now;
+                }
+                node.inbox.push(*advertisement);
             }
             *arrives > now
         });
@@ -119,13 +131,17 @@ fn run(nodes: &mut [Node; 2], events: &[(u64, Event)], delays: &[u64]) -> Result
                 nodes[n].machine = Some(machine);
                 carry_out(nodes, n, now, actions, &mut on_the_wire, &mut delays)?;
             }
-            let mut actions = nodes[n].machine.as_mut().map(|m| m.wake(now, false)).unwrap_or_default();
-            carry_out(nodes, n, now, std::mem::take(&mut actions), &mut on_the_wire, &mut delays)?;
+            let is_revoked = nodes[n].is_revoked();
+            let actions =
+                nodes[n].machine.as_mut().map(|m| m.check_lease(now, is_revoked)).unwrap_or_default();
+            carry_out(nodes, n, now, actions, &mut on_the_wire, &mut delays)?;
             for advertisement in std::mem::take(&mut nodes[n].inbox) {
                 let actions =
                     nodes[n].machine.as_mut().map(|m| m.received(now, &advertisement)).unwrap_or_default();
                 carry_out(nodes, n, now, actions, &mut on_the_wire, &mut delays)?;
             }
+            let actions = nodes[n].machine.as_mut().map(|m| m.wake(now)).unwrap_or_default();
+            carry_out(nodes, n, now, actions, &mut on_the_wire, &mut delays)?;
             if let Some(machine) = &nodes[n].machine {
                 let armed = machine.next_wake().is_some();
                 let needs = matches!(machine.role(), Role::Active | Role::Backup);

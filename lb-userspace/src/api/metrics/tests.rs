@@ -51,6 +51,12 @@ fn figures() -> Figures {
             peer: None,
         },
         half_open: 2,
+        pair: PairFigures {
+            transitions: [3, 2, 0],
+            lateness: [5, 0, 1, 0, 0, 0, 0, 0, 0, 2],
+            lateness_sum: Duration::from_millis(1500),
+            ..PairFigures::default()
+        },
         log_lines_lost: 6,
         counters: Counters {
             events_lost: 8,
@@ -119,6 +125,12 @@ fn the_page_says_what_the_figures_say() {
         "etcd_lb_backend_resets_total{service=\"etcd\",backend=\"etcd \\\"1\\\"\",reason=\"backend_down\"} 12",
         "etcd_lb_backend_resets_total{service=\"etcd\",backend=\"etcd \\\"1\\\"\",reason=\"rebalance\"} 13",
         "etcd_lb_vip_conflicts_total 1",
+        "etcd_lb_role_transitions_total{to=\"active\"} 3",
+        "etcd_lb_heartbeat_late_seconds_bucket{le=\"0.001\"} 6",
+        "etcd_lb_heartbeat_late_seconds_bucket{le=\"+Inf\"} 8",
+        "etcd_lb_heartbeat_late_seconds_sum 1.5",
+        "etcd_lb_vrrp_rejected_total{reason=\"address_list\"} 0",
+        "etcd_lb_lease_revoked_total 0",
         "etcd_lb_events_lost_total 8",
         "etcd_lb_flow_log_lines_lost_total 6",
         "etcd_lb_dropped_packets_total{reason=\"fragment\"} 5",

@@ -29,6 +29,7 @@ pub mod host;
 pub mod https;
 pub mod lab;
 pub mod netns;
+pub mod owner;
 pub mod packet;
 mod pass;
 pub mod process;

@@ -100,22 +100,25 @@ pub const fn is_full(share: &Share, flows: Flows) -> bool {
     share.max_connections != 0 && flows.established >= share.max_connections as u64
 }
 
-/// Caps far beyond what is possible, so that no product runs over (a saturating one needs 128 bits, which BPF lacks).
-const MAX_FLOWS: u64 = 1 << 36;
-const MAX_WEIGHT: u64 = 1 << 24;
-
+/// Flows as a factor: what is beyond 2^35, far beyond what is possible, is cut off, so that no product runs over (a saturating
+/// one needs 128 bits, which BPF lacks), and without a branch, of which the verifier would follow both sides.
 #[inline(always)]
-const fn capped(value: u64, cap: u64) -> u64 {
-    if value > cap { cap } else { value }
+const fn count(flows: u64) -> u64 {
+    flows & ((1 << 35) - 1)
+}
+
+/// The same of a weight, beyond 2^24.
+#[inline(always)]
+const fn factor(weight: u32) -> u64 {
+    weight as u64 & ((1 << 24) - 1)
 }
 
 /// Whether a backend with `load` flows, after one more, has at most max(⌈s⌉, ⌊1.25 × s⌋), where s = `k` × `weight` /
-/// `live_weight` is its share of the service's `k` flows. Counts up to 2^36 and weights up to 2^24 are told apart.
+/// `live_weight` is its share of the service's `k` flows. Counts below 2^35 and weights below 2^24 are told apart.
 #[inline(always)]
 pub const fn is_within_bound(load: u64, weight: u32, live_weight: u32, k: u64) -> bool {
-    let (load, k) = (capped(load, MAX_FLOWS), capped(k, MAX_FLOWS));
-    let (weight, live_weight) = (capped(weight as u64, MAX_WEIGHT), capped(live_weight as u64, MAX_WEIGHT));
-    let share = k * weight;
+    let (load, live_weight) = (count(load), factor(live_weight));
+    let share = count(k) * factor(weight);
     // load + 1 ≤ ⌈s⌉ is load < s; load + 1 ≤ ⌊1.25 × s⌋ is load + 1 ≤ 1.25 × s.
     load * live_weight < share || (load + 1) * live_weight * 4 <= share * 5
 }
@@ -144,8 +147,8 @@ impl Rank {
     #[inline(always)]
     pub const fn new(share: &Share, flows: Flows) -> Self {
         let crowded = share.max_connections != 0 && flows.all() >= share.max_connections as u64;
-        let load = if flows.all() == 0 { 0 } else { capped(flows.all(), MAX_FLOWS) + 1 };
-        Self { load, weight: capped(share.weight as u64, MAX_WEIGHT), crowded }
+        let load = if flows.all() == 0 { 0 } else { count(flows.all()) + 1 };
+        Self { load, weight: factor(share.weight), crowded }
     }
 
     /// Whether it is to be chosen before another.

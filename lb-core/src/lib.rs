@@ -16,5 +16,6 @@ pub mod reconcile;
 pub mod resets;
 pub mod seed;
 pub mod segment;
+pub mod sync;
 pub mod vrrp;
 pub mod ways;

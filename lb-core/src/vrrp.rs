@@ -11,6 +11,7 @@ pub mod packet;
 mod reject;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::{net::IpAddr, time::Duration};
 
@@ -19,9 +20,10 @@ use lb_common::{
     election::{self, Election},
 };
 
-pub use machine::{Action, Machine, Preemption, Role, Settings, Why};
+pub use machine::Machine;
 pub use packet::{Advertisement, Datagram};
 pub use reject::Reject;
+pub use words::{Action, Preemption, Role, Settings, Why};
 
 use crate::config::{Config, Vrrp};
 pub use crate::config::{VrrpChecksum as Checksum, VrrpVersion as Version};

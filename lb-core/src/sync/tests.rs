@@ -71,7 +71,7 @@ fn channels() -> (Channel, Channel) {
 fn what_is_sealed_is_read_in_whatever_pieces_it_comes() {
     let (mut dialer, mut acceptor) = channels();
     for (from, to) in [(0, 1), (1, 0)] {
-        let mut ends = [&mut dialer, &mut acceptor];
+        let ends = [&mut dialer, &mut acceptor];
         let mut wire = Vec::new();
         for text in [&b"one"[..], &[7; MAX_PLAINTEXT], b""] {
             ends[from].seal(text, &mut wire).unwrap();
@@ -317,7 +317,11 @@ proptest! {
         let mut acceptor = Channel::accept(KEY);
         let alter = |wire: &mut Vec<u8>| {
             let at = at % wire.len();
-            if cut { drop(wire.remove(at)) } else { wire[at] ^= flip }
+            if cut {
+                wire.remove(at);
+            } else {
+                wire[at] ^= flip;
+            }
         };
         if first {
             alter(&mut wire);

@@ -20,11 +20,12 @@
 //! [`Machine::sent`] whether an advertisement went out. So a node that slept knows that its lease is over before it says
 //! anything, and what it missed before it decides anything. Times are since the start of the clock.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use super::{
     Version,
     packet::{Advertisement, STOPPED},
+    words::{Action, Preemption, Role, Settings, Why},
 };
 
 /// From the first advertisement as active until the VIPs are claimed: a stronger node answers within it.
@@ -40,89 +41,6 @@ const ANNOUNCE_AT: [Duration; 5] = [
 ];
 /// Between two answers to a weaker node: a flood of its advertisements draws no flood of ours.
 const ANSWER_PACE: Duration = Duration::from_millis(1);
-
-/// What a node is in its pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// It owns the VIPs.
-    Active,
-    /// Another one does, or nobody yet.
-    Backup,
-    /// It cannot serve: no interface, or nothing attached to it.
-    Fault,
-    /// It has given up, for the agent ends.
-    Stopped,
-}
-
-/// Why a role changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// Nobody advertised for a whole down interval.
-    NobodyHeard,
-    /// The active node gave up.
-    PeerGaveUp,
-    /// This node's agent was restarted within its lease.
-    Resumed,
-    /// A stronger node advertises.
-    Stronger { source: IpAddr, priority: u8 },
-    /// The lease ran out: this node slept, or could not send.
-    LeaseOver,
-    /// The operator's `failover`.
-    Failover,
-    /// The peer asked for the VIPs.
-    AskedFor,
-    /// See [`Role::Fault`].
-    Fault,
-    /// The fault is over.
-    Recovered,
-    /// The agent ends.
-    Stop,
-}
-
-/// Whether a backup takes over from a weaker node that is active.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preemption {
-    /// Not at all.
-    Never,
-    /// By not heeding its advertisements any more: what any VRRP peer understands.
-    Silently,
-    /// By asking for it: a peer of our own kind, so that flows are in sync before.
-    ByAsking,
-}
-
-/// What the driver has to do, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Ends the lease.
-    DropLease,
-    /// Advertises for every family, to the group or every peer; [`Machine::sent`] follows, unless the priority is
-    /// [`STOPPED`].
-    Advertise { priority: u8, interval: Duration },
-    /// Writes the lease.
-    Grant { granted_at: Duration, deadline: Duration },
-    /// Tells all hosts where the VIPs are.
-    Announce,
-    /// Asks the peer for the VIPs.
-    AskForVips,
-    /// Tells operators.
-    Became { role: Role, why: Why },
-}
-
-/// What a machine needs to know of the config.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    pub version: Version,
-    /// Our pace, and what we announce.
-    pub interval: Duration,
-    /// 1 to 254.
-    pub priority: u8,
-    /// `preempt`.
-    pub preempt: bool,
-    /// `preempt_delay`: counted from the start, and from the end of a fault.
-    pub preempt_delay: Duration,
-    /// Whether a peer of equal priority with this address (by family) is stronger is decided by ours.
-    pub sources: [Option<IpAddr>; 2],
-}
 
 /// The state machine of one node.
 #[derive(Clone, Debug)]

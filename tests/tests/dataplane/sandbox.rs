@@ -13,6 +13,7 @@ use std::{
 use etcd_lb::dataplane::{DataPlane, Error, Options};
 use lb_common::{
     addr::Mac,
+    election::Election,
     hash::Seed,
     maps::{Interface, Lease},
 };

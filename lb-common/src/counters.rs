@@ -69,6 +69,8 @@ counters! {
         no_backend_drop => NoBackendDrop,
         /// New traffic for the VIP while this node does not own it.
         fenced => Fenced,
+        /// A packet of a connection that is not known, soon after a takeover.
+        takeover_grace => TakeoverGrace,
         /// A VIP in an ARP request on an interface whose prefix does not hold it.
         arp_elsewhere => ArpElsewhere,
         /// An ARP packet for a VIP that is no request.

@@ -12,7 +12,7 @@ use crate::{
     Outcome, clock, count,
     established::count_out,
     handover,
-    lookup::{forward_entry, record},
+    lookup::{self, forward_entry, record},
     maps::{BACKENDS, SERVICES},
     nat::End,
     reset, tail_call,
@@ -108,6 +108,7 @@ fn unknown(ctx: &XdpContext, segment: &Segment) -> Outcome {
     if segment.any(tcp::RST) {
         return Err(Counter::UnknownRst);
     }
+    lookup::may_be_unknown()?;
     let handshake = segment.any(tcp::SYN);
     reset::answer(ctx, if handshake { Counter::StaleHandshake } else { Counter::UnknownReturn })
 }

@@ -6,7 +6,7 @@ use lb_common::{
     addr::Addr,
     claim::{self, Claim, State},
     counters::Counter,
-    maps::{Backend, FLOW_DSR, Flow, FlowKey, Record, program},
+    maps::{Backend, FLOW_COPIED, FLOW_DSR, Flow, FlowKey, Record, program},
     tcp::{self, Segment},
 };
 
@@ -15,7 +15,7 @@ use crate::{
     established::count_in,
     frame::{Link, TcpPacket},
     gateway, handover,
-    lookup::{forward_entry, record_of},
+    lookup::{self, forward_entry, record_of},
     maps::{FLOWS, HALF_OPEN},
     reset, tail_call,
 };
@@ -48,6 +48,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if packet.segment.any(tcp::RST) {
         return Err(Counter::UnknownRst);
     }
+    lookup::may_be_unknown()?;
     reset::answer(ctx, Counter::UnknownFlow)
 }
 
@@ -87,7 +88,9 @@ fn known(
             if claim.has(claim::BACKEND_FIN) && tcp::seq_at_or_after(segment.ack, record.edge) {
                 step |= claim::BACKEND_FIN_ACKED;
             }
-            if claim.is(State::HalfOpen) || tcp::plausible_ack(segment.ack, flow.last_ack) {
+            let is_first = claim.is(State::HalfOpen) || flow.flags & FLOW_COPIED != 0;
+            if is_first || tcp::plausible_ack(segment.ack, flow.last_ack) {
+                flow.flags &= !FLOW_COPIED;
                 flow.last_ack = segment.ack;
                 learn_mac(link, &key.client, flow, record);
             }

@@ -2,10 +2,14 @@
 
 use lb_common::{
     claim::Claim,
+    counters::Counter,
     maps::{Backend, Flow, FlowKey, Record},
 };
 
-use crate::maps::{self, BACKENDS, FLOWS, HALF_OPEN};
+use crate::{
+    clock,
+    maps::{self, BACKENDS, FLOWS, HALF_OPEN, LEASE},
+};
 
 /// The forward entry of a flow in whichever state.
 #[inline(always)]
@@ -32,4 +36,16 @@ pub fn record_of<'a>(key: &FlowKey, flow: &Flow) -> Option<(*mut Record, Claim, 
     let ours =
         claim.is_live() && claim.generation() == flow.generation && client == key.client && port == key.port;
     if ours && backend.service == key.service { Some((record, claim, backend)) } else { None }
+}
+
+/// Whether a connection that is not here is nowhere: a node that does not own the VIP, or has it since a moment, says
+/// nothing about what it does not know.
+#[inline(always)]
+pub fn may_be_unknown() -> Result<(), Counter> {
+    let now = clock::exact();
+    let Some(lease) = LEASE.get(0) else { return Err(Counter::Fenced) };
+    if !lease.holds(now) {
+        return Err(Counter::Fenced);
+    }
+    if lease.is_in_grace(now) { Err(Counter::TakeoverGrace) } else { Ok(()) }
 }

@@ -7,4 +7,5 @@ pub mod netlink;
 pub mod object;
 pub mod probe;
 pub mod secret;
+pub mod sync;
 pub mod vrrp;

@@ -47,6 +47,8 @@ pub struct Setup {
     /// Nodes of our own kind, whose list of addresses may differ.
     pub known: Vec<IpAddr>,
     pub lease: LeaseMap,
+    /// `takeover_grace`; 0 where flows are not synced.
+    pub grace: Duration,
 }
 
 /// What the agent tells the thread.

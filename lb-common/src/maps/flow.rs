@@ -70,6 +70,8 @@ impl Flow {
 pub const FLOW_CLOSING: u16 = 1 << 0;
 /// Of a service with `mode = "dsr"`: only the MAC is rewritten, and the backend's packets do not come by us.
 pub const FLOW_DSR: u16 = 1 << 1;
+/// Of another node's table: where its sequence numbers are now is not known until a packet of the client has come.
+pub const FLOW_COPIED: u16 = 1 << 2;
 
 /// A slot of a port table: all that a packet from the backend needs. One cache line.
 ///

@@ -77,16 +77,25 @@ pub struct Lease {
     pub deadline: u64,
     /// When the data plane gave it up, ns; 0: never.
     pub revoked_at: u64,
+    /// Until then packets of connections that nobody knows are left unanswered, ns: another node may be about to tell of
+    /// them.
+    pub grace_until: u64,
 }
 
 impl Lease {
     /// Never ends: a node without a peer.
-    pub const STANDALONE: Self = Self { granted_at: 1, deadline: u64::MAX, revoked_at: 0 };
+    pub const STANDALONE: Self = Self { granted_at: 1, deadline: u64::MAX, revoked_at: 0, grace_until: 0 };
 
     /// Whether the VIP is claimed at `now`, ns.
     #[inline(always)]
     pub const fn holds(&self, now: u64) -> bool {
         now < self.deadline && self.revoked_at < self.granted_at
+    }
+
+    /// Whether the VIPs were taken over just now.
+    #[inline(always)]
+    pub const fn is_in_grace(&self, now: u64) -> bool {
+        now < self.grace_until
     }
 }
 
@@ -190,7 +199,8 @@ mod tests {
 
     #[test]
     fn a_lease_holds_until_its_deadline_or_revocation() {
-        let lease = Lease { granted_at: 10, deadline: 20, revoked_at: 0 };
+        let lease = Lease { granted_at: 10, deadline: 20, revoked_at: 0, grace_until: 15 };
+        assert!(lease.is_in_grace(14) && !lease.is_in_grace(15));
         assert!(lease.holds(19));
         assert!(!lease.holds(20));
         assert!(!Lease { revoked_at: 10, ..lease }.holds(15));

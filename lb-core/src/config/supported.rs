@@ -10,13 +10,6 @@ pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) 
     let not_yet = |path: &[Step<'_>], what: &str, fix: &str| {
         sink.error(&document.place(path), format!("{what} is not supported yet; {fix}"));
     };
-    if config.sync.is_some() {
-        not_yet(
-            &["sync".into()],
-            "[sync]",
-            "remove the section: a takeover keeps the VIPs reachable, and clients connect anew",
-        );
-    }
     for (index, service) in config.services.iter().enumerate() {
         let path = ["service".into(), index.into()];
         refuse_in_service(service, &|key, what, fix| {

@@ -251,7 +251,7 @@ pub const NO_SERVICE: Service = Service {
 pub const NO_INTERFACE: Interface = Interface { ifindex: 0, mtu: 0, mac: Mac::UNKNOWN };
 
 /// Nothing was ever granted.
-pub const NO_LEASE: Lease = Lease { granted_at: 0, deadline: 0, revoked_at: 0 };
+pub const NO_LEASE: Lease = Lease { granted_at: 0, deadline: 0, revoked_at: 0, grace_until: 0 };
 
 fn set_bits(words: &[u64; 1024]) -> BTreeSet<u16> {
     let bit = |index: &u16| words[usize::from(index / 64)] & (1 << (index % 64)) != 0;

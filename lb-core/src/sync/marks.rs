@@ -36,6 +36,13 @@ impl Marks {
         }
     }
 
+    /// Marks every slot of a table.
+    pub fn mark_all(&mut self, table: u16) {
+        self.forget(table);
+        self.tables.insert(table, Table { words: Box::new([u64::MAX; WORDS]), count: WORDS * 64, cursor: 0 });
+        self.count += WORDS * 64;
+    }
+
     /// Slots that are marked.
     pub fn len(&self) -> usize {
         self.count

@@ -137,6 +137,12 @@ impl Peer {
         self.waiting_since.get_or_insert(now);
     }
 
+    /// Any slot of a table may have changed.
+    pub fn mark_all(&mut self, now: Duration, table: u16) {
+        self.marks.mark_all(table);
+        self.waiting_since.get_or_insert(now);
+    }
+
     /// A table's number now stands for another backend, or for none.
     pub fn forget_table(&mut self, table: u16) {
         self.marks.forget(table);
@@ -163,6 +169,11 @@ impl Peer {
             .or(self.waiting_since.as_ref())
             .map(|since| now.saturating_sub(*since));
         self.lag.max(under_way)
+    }
+
+    /// Whether the other side does not have every change yet.
+    pub fn is_behind(&self) -> bool {
+        !self.marks.is_empty() || !self.pings.is_empty()
     }
 
     /// Whether the other side has said nothing for too long.

@@ -27,6 +27,7 @@ mod report;
 mod resets;
 mod start;
 mod state;
+mod sync;
 mod told;
 mod world;
 
@@ -88,6 +89,7 @@ async fn turn(
     let mut interrupt = catch(SignalKind::interrupt())?;
     let mut sweep = paced(SWEEP_PACE);
     let mut refresh = paced(REFRESH_PACE);
+    let mut sync_tick = paced(sync::PACE);
     let mut watchdog = agent.notifier.watchdog_pace().map(paced);
     loop {
         select! {
@@ -96,8 +98,13 @@ async fn turn(
             signals = rings.signals.next() => agent.on_signals(&signals),
             events = rings.events.next() => agent.on_events(&events),
             news = pair_news(agent.pair.as_mut()) => agent.on_news(news),
+            news = sync_news(agent.sync.as_mut()) => agent.on_sync(news),
+            _ = sync_tick.tick() => agent.tick_sync(),
             Some(command) = commands.recv() => agent.on_command(command).await,
-            _ = sweep.tick() => agent.sweep(),
+            _ = sweep.tick() => {
+                agent.sweep();
+                agent.reach_clients().await;
+            }
             () = resets::due(agent.plane.resets_due_ns()) => agent.end_flows(),
             _ = refresh.tick() => agent.refresh().await,
             () = tick(watchdog.as_mut()) => agent.notifier.send("WATCHDOG=1"),
@@ -148,6 +155,13 @@ fn paced(pace: Duration) -> Interval {
 async fn pair_news(pair: Option<&mut Pair>) -> News {
     match pair {
         Some(pair) => pair.news().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sync_news(sync: Option<&mut sync::FlowSync>) -> crate::sync::News {
+    match sync {
+        Some(sync) => sync.news().await,
         None => std::future::pending().await,
     }
 }

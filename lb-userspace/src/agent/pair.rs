@@ -13,7 +13,7 @@ use lb_core::{
     config,
     desired::BackendKey,
     health::State,
-    vrrp::{Family, Role, Settings, VirtualRouter, Why},
+    vrrp::{Family, Preemption, Role, Settings, VirtualRouter, Why},
 };
 use tokio::sync::{mpsc::UnboundedReceiver, oneshot};
 use tracing::{error, info, warn};
@@ -53,6 +53,7 @@ struct Running {
     mac: Mac,
     priority: u8,
     is_fault: bool,
+    preemption: Option<Preemption>,
     announcements: Vec<(u32, Vec<u8>)>,
     peers: BTreeMap<IpAddr, Mac>,
 }
@@ -133,6 +134,7 @@ impl Agent {
             lease.drop_now();
         }
         self.pair = Some(Pair::new(lease, vrrp));
+        self.plane.set_owner(is_held);
         if is_held {
             self.follow_pair();
         }
@@ -184,6 +186,7 @@ impl Agent {
             }
         }
         self.pair = Some(pair);
+        self.follow_sync();
     }
 
     /// A thread on the interface as it is now; the error tells why there cannot be one.
@@ -213,8 +216,16 @@ impl Agent {
                 };
                 let known =
                     self.config.sync.iter().flat_map(|sync| &sync.peers).map(SocketAddr::ip).collect();
-                let setup =
-                    Setup { settings, routers: routers.clone(), ifindex: link.index, mac, known, lease };
+                let grace = self.config.sync.as_ref().map_or(Duration::ZERO, |sync| sync.takeover_grace);
+                let setup = Setup {
+                    grace,
+                    settings,
+                    routers: routers.clone(),
+                    ifindex: link.index,
+                    mac,
+                    known,
+                    lease,
+                };
                 let (vrrp, news) = Vrrp::start(setup)
                     .map_err(|error| format!("no VRRP on interface {}: {error}", link.name))?;
                 let sources: Vec<_> = routers.iter().map(|router| router.source.to_string()).collect();
@@ -234,6 +245,7 @@ impl Agent {
                     mac,
                     priority: settings.priority,
                     is_fault: false,
+                    preemption: None,
                     announcements: Vec::new(),
                     peers: BTreeMap::new(),
                 });
@@ -307,7 +319,7 @@ impl Agent {
             News::NoMac(peer) => {
                 warn!(%peer, "the MAC of a unicast peer is not known, so it is not advertised to: is it up?");
             }
-            News::AskForVips(_) => {}
+            News::AskForVips(active) => self.ask_for_vips(active),
             News::NotRealtime(what, reason) => warn!(
                 %reason,
                 "no {what} for the heartbeat: under load the VIPs may change nodes without need; give the agent CAP_SYS_NICE \
@@ -327,10 +339,30 @@ impl Agent {
         if let Some(notifications) = &pair.notifications {
             notifications.send(role);
         }
-        if role != Role::Active {
+        self.sync_role(role);
+        let Some(pair) = &mut self.pair else { return };
+        if role == Role::Active {
+            // What was held back while the other node had the VIPs.
+            self.reset_due();
+        } else {
             for reply in pair.failing_over.drain(..) {
                 let _ = reply.send(Ok(()));
             }
+        }
+    }
+
+    /// Tells the thread, if there is one.
+    pub(super) fn tell_pair(&self, order: Order) {
+        if let Some(thread) = self.pair.as_ref().and_then(|pair| pair.thread.as_ref()) {
+            thread.vrrp.tell(order);
+        }
+    }
+
+    /// How a weaker active node is replaced from now on.
+    pub(super) fn set_preemption(&mut self, preemption: Preemption) {
+        let Some(thread) = self.pair.as_mut().and_then(|pair| pair.thread.as_mut()) else { return };
+        if thread.preemption.replace(preemption) != Some(preemption) {
+            thread.vrrp.tell(Order::Preemption(preemption));
         }
     }
 
@@ -338,9 +370,9 @@ impl Agent {
     pub(super) fn fail_over(&mut self, reply: oneshot::Sender<Result<(), String>>) {
         let refused = match &mut self.pair {
             None => "this node has no peer: there is no [vrrp] in its config".to_owned(),
-            Some(Pair { role: Role::Active, thread: Some(thread), failing_over, .. }) => {
-                thread.vrrp.tell(Order::FailOver(false));
+            Some(Pair { role: Role::Active, thread: Some(_), failing_over, .. }) => {
                 failing_over.push(reply);
+                self.hand_over(false);
                 return;
             }
             Some(pair) => format!("this node is {} already; run it on the active one", name(pair.role)),

@@ -11,7 +11,7 @@ use lb_core::{
 };
 use tracing::warn;
 
-use super::{pair::Pair, state::Agent};
+use super::{pair::Pair, state::Agent, sync::FlowSync};
 use crate::{
     api::{
         command::{FLOW_LIMIT, FlowEntry, FlowList, FlowQuery},
@@ -74,7 +74,7 @@ impl Agent {
                 capacity: self.config.max_flows.into(),
             },
             services,
-            peer: None,
+            peer: self.sync.as_ref().and_then(FlowSync::status),
         }
     }
 
@@ -95,6 +95,7 @@ impl Agent {
                 .iter()
                 .map(|service| service.backends.iter().map(|b| self.backend_figures(service, b)).collect())
                 .collect(),
+            sync: self.sync.as_ref().map(|sync| sync.figures.clone()).unwrap_or_default(),
             pair: self.pair.as_ref().map(Pair::figures).unwrap_or_default(),
             reload: ReloadFigures {
                 successful: self.reloaded.successful,

@@ -32,11 +32,23 @@ impl Agent {
             self.census_at = None;
         }
         let ended = self.plane.tell_ended(now_ns);
+        for flow in &ended {
+            let service = flow.place.service;
+            let number = self.plane.backend_number(service.ip(), service.port(), flow.place.backend);
+            if let Some(number) = number {
+                self.mark(number, flow.nat_port);
+            }
+        }
+        self.pump();
         self.log_ended(&ended);
     }
 
     /// Resets the flows of the backends that are down while another one is healthy.
     pub(super) fn reset_due(&mut self) {
+        // Of a pair the active node alone: it is the one whose view of the backends its clients have.
+        if !self.owns_vips() {
+            return;
+        }
         for (key, service, backend) in self.due_for_reset() {
             let Some(number) = self.plane.backend_number(key.vip, key.port, key.address) else { continue };
             if let Some(flows) = self.plane.reset_flows_if_any(number, Reason::BackendDown) {

@@ -13,6 +13,7 @@ use super::{
     memory,
     notify::Notifier,
     state::Agent,
+    sync::FlowSync,
     told::{Rings, Told},
 };
 use crate::{
@@ -45,6 +46,10 @@ pub(super) async fn start(
     let (commands, socket) = listen(&loaded.config).await?;
     let mut told = Told::default();
     told.follow(&loaded.config).map_err(Error::Config)?;
+    let sync = match &loaded.config.sync {
+        Some(sync) => Some(FlowSync::start(sync).await.map_err(Error::Config)?),
+        None => None,
+    };
     let mut plane = open_data_plane(&pin_dir, loaded.config.max_flows)?;
     locks.take_pin_dir(&pin_dir)?;
     // A data plane that is attached answers for the VIPs itself.
@@ -55,6 +60,7 @@ pub(super) async fn start(
     let rings = Rings::of(&mut plane)?;
     let mut agent = Agent::new(options, loaded, network, plane, notifier, socket, locks);
     agent.told = told;
+    agent.sync = sync;
     agent.prepare_pair()?;
     agent.look_up_hops().await;
     agent.follow_groups().await;

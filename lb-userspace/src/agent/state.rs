@@ -23,6 +23,7 @@ use super::{
     notify::Notifier,
     pair::{self, Pair},
     report::Reloaded,
+    sync::FlowSync,
     told::Told,
     world,
 };
@@ -79,6 +80,8 @@ pub(super) struct Agent {
     pub(super) told: Told,
     /// Its part in a pair; `None` if it has no peer.
     pub(super) pair: Option<Pair>,
+    /// Flows shared with other nodes; `None` if none are.
+    pub(super) sync: Option<FlowSync>,
     /// The way to systemd.
     pub(super) notifier: Notifier,
     /// Held while the agent lives.
@@ -129,6 +132,7 @@ impl Agent {
             census_at: None,
             told: Told::default(),
             pair: None,
+            sync: None,
             notifier,
             _socket: socket,
             _locks: locks,
@@ -202,8 +206,9 @@ impl Agent {
 
     /// Ends idle flows and frees what flows have left behind.
     pub(super) fn sweep(&mut self) {
-        if let Err(error) = self.plane.sweep(monotonic_ns()) {
-            error!(%error, "sweeping the flow table failed");
+        match self.plane.sweep(monotonic_ns()) {
+            Ok(report) => self.forget_tables(&report.given_up),
+            Err(error) => error!(%error, "sweeping the flow table failed"),
         }
         if self.unreconciled && self.serving {
             self.reconcile();

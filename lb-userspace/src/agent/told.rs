@@ -95,6 +95,7 @@ impl Agent {
 
     /// Flows began, or were ended by their ends.
     pub(super) fn on_events(&mut self, events: &[FlowEvent]) {
+        self.mark_events(events);
         let flow = |event: &FlowEvent| {
             let closed = event.kind == EVENT_CLOSED;
             Some(Logged {

@@ -7,9 +7,9 @@ use lb_common::{
     maps::{HANDSHAKE_BOUNDS_NS, Handshakes},
 };
 
-use lb_core::{etcd::ALARMS, vrrp::Reject};
+use lb_core::{etcd::ALARMS, sync::Failure, vrrp::Reject};
 
-use super::status::{BACKEND_STATES, Role, Status};
+use super::status::{BACKEND_STATES, PeerStatus, Role, Status};
 use crate::{dataplane::Reason, vrrp::LATENESS_BOUNDS};
 
 /// What the metrics are made of.
@@ -29,6 +29,8 @@ pub struct Figures {
     pub reload: ReloadFigures,
     /// Its part in a pair; all 0 without one.
     pub pair: PairFigures,
+    /// Flow sync; all 0 without.
+    pub sync: SyncFigures,
 }
 
 /// Figures of one backend beside its status.
@@ -76,6 +78,21 @@ pub struct CheckFigures {
     pub failed: u64,
     /// How long they took.
     pub durations: Histogram,
+}
+
+/// Flow sync.
+#[derive(Clone, Debug, Default)]
+pub struct SyncFigures {
+    /// Flows of other nodes that were put into this node's tables.
+    pub flows_in: u64,
+    /// Slots that other nodes were told of.
+    pub flows_out: u64,
+    /// Flows of other nodes that one of this node was in the way of.
+    pub conflicts: u64,
+    /// Connections from addresses that are no peer's.
+    pub strangers: u64,
+    /// Streams that could not be, by the places of [`Failure::REASONS`].
+    pub failures: [u64; Failure::REASONS.len()],
 }
 
 /// A node's part in a pair.
@@ -149,6 +166,7 @@ fn node(page: &mut Page, figures: &Figures) {
     page.family("vip_fenced", "gauge", "1 while this node's lease is over and it does not claim the VIPs.");
     page.sample("vip_fenced", &[], u64::from(status.fenced));
     pair(page, &figures.pair);
+    sync(page, &figures.sync, status.peer.as_ref());
     page.family("xdp_attached", "gauge", "1 where the program is attached, by interface and mode.");
     for interface in &status.interfaces {
         for mode in ["native", "generic"] {
@@ -182,6 +200,36 @@ fn node(page: &mut Page, figures: &Figures) {
         "When the config was last loaded, Unix time.",
     );
     page.sample("config_last_reload_success_timestamp_seconds", &[], figures.reload.succeeded_at);
+}
+
+fn sync(page: &mut Page, sync: &SyncFigures, peer: Option<&PeerStatus>) {
+    page.family("sync_connected", "gauge", "1 while there is a stream to every peer.");
+    page.sample("sync_connected", &[], u64::from(peer.is_some_and(|peer| peer.connected)));
+    page.family("sync_synced", "gauge", "1 while this node and its peers have each other's flows.");
+    page.sample("sync_synced", &[], u64::from(peer.is_some_and(|peer| peer.synced)));
+    page.family("sync_lag_seconds", "gauge", "How long a flow takes until the slowest peer has it.");
+    let lag = peer.and_then(|peer| peer.lag_ms).map_or(0.0, |ms| ms as f64 / 1000.0);
+    page.line("sync_lag_seconds", &[], &lag.to_string());
+    page.family("sync_flows_total", "counter", "Flows from and to other nodes.");
+    for (direction, count) in [("in", sync.flows_in), ("out", sync.flows_out)] {
+        page.sample("sync_flows_total", &[("direction", direction)], count);
+    }
+    page.family(
+        "sync_conflicts_total",
+        "counter",
+        "Flows of other nodes that one of this node was in the way of.",
+    );
+    page.sample("sync_conflicts_total", &[], sync.conflicts);
+    page.family(
+        "sync_strangers_total",
+        "counter",
+        "Connections for flow sync from addresses that are no peer's.",
+    );
+    page.sample("sync_strangers_total", &[], sync.strangers);
+    page.family("sync_failures_total", "counter", "Streams to peers that could not be, or were altered.");
+    for (reason, count) in Failure::REASONS.into_iter().zip(sync.failures) {
+        page.sample("sync_failures_total", &[("reason", reason)], count);
+    }
 }
 
 fn pair(page: &mut Page, pair: &PairFigures) {

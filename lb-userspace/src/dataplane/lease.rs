@@ -31,6 +31,11 @@ impl LeaseMap {
         self.0.u64(0, offset_of!(Lease, deadline)).store(ns(deadline), Ordering::Release);
     }
 
+    /// Until then this node says nothing about connections that it does not know.
+    pub fn be_lenient(&self, until: Duration) {
+        self.0.u64(0, offset_of!(Lease, grace_until)).store(ns(until), Ordering::Release);
+    }
+
     /// The VIPs are claimed no longer.
     pub fn drop_now(&self) {
         self.0.u64(0, offset_of!(Lease, deadline)).store(0, Ordering::Release);

@@ -13,6 +13,7 @@
 //! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `clients.rs`, `leaving.rs` | what is cleaned up about once a second |
 //! | `lease.rs` | the lease on the VIPs |
+//! | `sync.rs` | flows of other nodes, in and out |
 //! | `ways.rs` | live flows follow the routes to their clients |
 //! | `detach.rs` | removing it all |
 //! | `debug_log.rs` | the program's own messages, in builds with the feature `debug-log` |
@@ -49,6 +50,7 @@ mod resets;
 mod rings;
 mod shared;
 mod sweep;
+mod sync;
 mod told;
 mod ways;
 
@@ -79,6 +81,7 @@ pub use self::{
     resets::Reason,
     rings::Ring,
     sweep::SweepReport,
+    sync::{Installed, Way},
     told::BackendPlace,
 };
 use self::{
@@ -140,6 +143,8 @@ pub struct DataPlane {
     new_links: BTreeSet<u32>,
     sweeper: Sweeper,
     resets: Resets,
+    /// Whether flows that are idle or drained are this node's to end.
+    is_owner: bool,
 }
 
 /// Whether a data plane is pinned in a directory.
@@ -193,6 +198,7 @@ impl DataPlane {
             new_links: BTreeSet::new(),
             sweeper: Sweeper::default(),
             resets: Resets::default(),
+            is_owner: true,
         };
         plane.tables = plane.maps.port_tables()?;
         plane.actual = plane.maps.read()?;

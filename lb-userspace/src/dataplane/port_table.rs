@@ -17,6 +17,8 @@ use lb_common::{
     maps::{ClientRoute, PORT_TABLE_SLOTS, Record, name},
 };
 
+use zerocopy::IntoBytes as _;
+
 use super::{error::Error, shared::Shared};
 
 /// The NAT ports of one (source address, backend).
@@ -150,6 +152,17 @@ impl PortTable {
     /// Changes a claim if it still is what was read; whether it was.
     pub(super) fn change(&self, port: u16, from: Claim, to: Claim) -> bool {
         self.claim_word(port).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Writes all of a record but its claim, which must be this process's own in state `Claiming`.
+    pub(super) fn fill(&self, port: u16, record: &Record) {
+        const { assert!(offset_of!(Record, claim) == 0) };
+        for (place, word) in record.as_bytes().chunks_exact(8).enumerate().skip(1) {
+            let mut octets = [0; 8];
+            octets.copy_from_slice(word);
+            let word = u64::from_ne_bytes(octets);
+            self.records.u64(usize::from(port), place * 8).store(word, Ordering::Relaxed);
+        }
     }
 
     /// Frees a port if its claim still is what was read; whether it was.

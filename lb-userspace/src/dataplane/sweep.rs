@@ -99,7 +99,7 @@ impl DataPlane {
                 self.resets.end(&mut self.maps, table, slot, claim, reason, now_ns);
             }
             *self.sweeper.unanswered.entry(number).or_default() += pass.unanswered;
-            for (port, claim) in pass.silent {
+            for (port, claim) in pass.silent.into_iter().filter(|_| self.is_owner) {
                 let slot = Slot { backend: number, service, port };
                 let silent = is_silent(&self.maps, table, slot, claim, now_ns.saturating_sub(idle_ns))?;
                 let ended =
@@ -135,6 +135,9 @@ impl DataPlane {
 
     /// Ends the flows of the backends whose `drain_timeout` is over; how many there were.
     pub fn end_drained(&mut self, now_ns: u64) -> u32 {
+        if !self.is_owner {
+            return 0;
+        }
         let mut ended = 0;
         for (number, waited) in self.sweeper.leaving.expire(now_ns) {
             let flows = self.reset_flows_at(number, Reason::Drained, now_ns);
@@ -237,10 +240,15 @@ fn is_silent(maps: &Maps, table: &PortTable, slot: Slot, claim: Claim, since_ns:
 
 /// An established flow was ended by the agent: the counts that the data plane keeps go down.
 pub(super) fn count_out(maps: &Maps, backend: u16, service: u16) {
+    count(maps, backend, service, -1);
+}
+
+/// The agent changes how many flows are established.
+pub(super) fn count(maps: &Maps, backend: u16, service: u16, by: i64) {
     let slots = [maps::load_of_backend(backend), maps::load_of_service(service), maps::LOAD_TOTAL];
     for slot in slots {
         let load = maps.loads.i64(slot as usize, std::mem::offset_of!(Load, established));
-        load.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        load.fetch_add(by, std::sync::atomic::Ordering::Relaxed);
     }
 }
 

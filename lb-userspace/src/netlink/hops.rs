@@ -110,6 +110,13 @@ impl Hops {
             if mirror.neighbour(ifindex, address).is_some_and(|neighbour| neighbour.fresh) {
                 continue;
             }
+            self.ask_for(handle, [(ifindex, address)].into_iter()).await;
+        }
+    }
+
+    /// Makes the kernel resolve neighbours that are nobody's next hop.
+    pub async fn ask_for(&self, handle: &Handle, neighbours: impl Iterator<Item = (u32, IpAddr)>) {
+        for (ifindex, address) in neighbours {
             let request = handle
                 .neighbours()
                 .add(ifindex, address)

@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::addr::Mac;
 use lb_core::vrrp::{
-    Action, Checksum, Machine, Reject, Role, VirtualRouter,
+    Action, Checksum, Machine, Reject, Role, VirtualRouter, Why,
     packet::{self, STOPPED},
 };
 use tokio::sync::mpsc::UnboundedSender;
@@ -213,7 +213,12 @@ impl Turn {
                     }
                 }
                 Action::AskForVips => {}
-                Action::Became { role, why } => self.tell(News::Became { role, why }),
+                Action::Became { role, why } => {
+                    if role == Role::Active && why != Why::Resumed {
+                        self.setup.lease.be_lenient(now + self.setup.grace);
+                    }
+                    self.tell(News::Became { role, why });
+                }
             }
         }
     }

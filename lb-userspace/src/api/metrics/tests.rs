@@ -57,6 +57,7 @@ fn figures() -> Figures {
             lateness_sum: Duration::from_millis(1500),
             ..PairFigures::default()
         },
+        sync: SyncFigures::default(),
         log_lines_lost: 6,
         counters: Counters {
             events_lost: 8,

@@ -1,0 +1,394 @@
+//! Sharing flows with the other nodes: what they are told and when, and what becomes of what they tell.
+
+mod heard;
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use lb_common::maps::FlowEvent;
+use lb_core::{
+    config::{self, Mode},
+    sync::{MAX_PLAINTEXT, Message, NodeRole, Peer, Service, seed_check},
+    vrrp::{Preemption, Role},
+};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+use super::{state::Agent, world};
+use crate::{
+    api::{metrics::SyncFigures, status::PeerStatus},
+    dataplane::monotonic_ns,
+    secret,
+    sync::{News, Streams, Trouble},
+    vrrp::Order,
+};
+
+/// Between two looks at what is due without an occasion.
+pub(super) const PACE: Duration = Duration::from_millis(100);
+/// For so long after it has given the VIPs up a node still tells what it knows of its flows.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Longest time that a hand-over waits until the other node has every flow.
+const HANDOVER_PATIENCE: Duration = Duration::from_millis(500);
+
+/// The streams of this node.
+pub(super) struct FlowSync {
+    _streams: Streams,
+    inbox: mpsc::Receiver<News>,
+    peers: Vec<Link>,
+    key: Vec<u8>,
+    /// This node has been active since it last was in sync as backup: its flows are its own, and not copies.
+    has_own: bool,
+    /// When it last was active.
+    active_until: Duration,
+    /// The VIPs are to be handed over, at the latest then; whether the peer asked.
+    handover: Option<(Duration, bool)>,
+    /// As they were counted when last looked at.
+    events_lost: u64,
+    pub(super) figures: SyncFigures,
+}
+
+struct Link {
+    address: SocketAddr,
+    stream: Option<Stream>,
+    /// What was told of the stream that is not there, so that it is told once.
+    told: Option<String>,
+}
+
+struct Stream {
+    peer: Peer,
+    out: mpsc::Sender<Vec<u8>>,
+    role: NodeRole,
+    /// Slots of the peer's snapshot, until all are here.
+    snapshot: Option<BTreeSet<(u16, u16)>>,
+    was_synced: bool,
+    flows: u32,
+}
+
+impl FlowSync {
+    /// Listens, and reads the key.
+    ///
+    /// # Errors
+    /// In words.
+    pub(super) async fn start(sync: &config::PeerSync) -> Result<Self, String> {
+        let key = secret::read(&sync.key_file).map_err(|error| error.to_string())?;
+        if key.len() < MIN_KEY {
+            return Err(format!(
+                "{} holds {} bytes, at least {MIN_KEY} are needed: make one by `head -c 32 /dev/urandom`",
+                sync.key_file.display(),
+                key.len()
+            ));
+        }
+        let started = Streams::start(sync.listen, &sync.peers, key.clone()).await;
+        let (streams, inbox) = started.map_err(|error: io::Error| {
+            format!(
+                "cannot listen on {} for other nodes: {error}; is `listen` an address of this node?",
+                sync.listen
+            )
+        })?;
+        let peers = sync.peers.iter().map(|&address| Link { address, stream: None, told: None }).collect();
+        Ok(Self {
+            _streams: streams,
+            inbox,
+            peers,
+            key,
+            has_own: false,
+            active_until: Duration::ZERO,
+            handover: None,
+            events_lost: u64::MAX,
+            figures: SyncFigures::default(),
+        })
+    }
+
+    /// What the streams tell next.
+    pub(super) async fn news(&mut self) -> News {
+        match self.inbox.recv().await {
+            Some(news) => news,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// In sync with every peer that there is a stream to, and there is one to each.
+    fn is_synced(&self) -> bool {
+        self.peers.iter().all(|link| link.stream.as_ref().is_some_and(|stream| stream.peer.is_synced()))
+    }
+
+    /// The worst of all peers.
+    pub(super) fn status(&self) -> Option<PeerStatus> {
+        let of_link = |link: &Link| {
+            let peer = link.stream.as_ref().map(|stream| &stream.peer);
+            let lag = peer.and_then(|peer| peer.lag(now()));
+            PeerStatus {
+                address: link.address.to_string(),
+                connected: peer.is_some(),
+                synced: peer.is_some_and(Peer::is_synced),
+                lag_ms: lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+            }
+        };
+        self.peers
+            .iter()
+            .map(of_link)
+            .min_by_key(|peer| (peer.connected, peer.synced, u64::MAX - peer.lag_ms.unwrap_or(0)))
+    }
+}
+
+/// `sync.key_file` at least, octets.
+const MIN_KEY: usize = 32;
+
+impl Agent {
+    /// A slot has changed; every node is to know.
+    pub(super) fn mark_events(&mut self, events: &[FlowEvent]) {
+        for event in events {
+            self.mark(event.backend, event.nat_port.get());
+        }
+        self.pump();
+    }
+
+    pub(super) fn mark(&mut self, backend: u16, port: u16) {
+        let Some(sync) = &mut self.sync else { return };
+        for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
+            stream.peer.mark(now(), backend, port);
+        }
+    }
+
+    /// Numbers of tables that stand for nothing any more.
+    pub(super) fn forget_tables(&mut self, numbers: &[u16]) {
+        let Some(sync) = &mut self.sync else { return };
+        for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
+            numbers.iter().for_each(|number| stream.peer.forget_table(*number));
+        }
+    }
+
+    /// Events that nobody got may have been about any slot.
+    fn mark_lost(&mut self) {
+        let Ok(counters) = self.plane.counters() else { return };
+        let tables = self.plane.table_numbers();
+        let Some(sync) = &mut self.sync else { return };
+        if std::mem::replace(&mut sync.events_lost, counters.events_lost) >= counters.events_lost {
+            return;
+        }
+        warn!("events of the data plane were lost: every slot is told to the other nodes again");
+        for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
+            tables.iter().for_each(|table| stream.peer.mark_all(now(), *table));
+        }
+    }
+
+    /// A stream has told something.
+    pub(super) fn on_sync(&mut self, news: News) {
+        match news {
+            News::Open { peer, out } => self.on_open(peer, out),
+            News::Room { .. } => {}
+            News::Said { peer, messages } => {
+                for message in messages {
+                    if let Err(reason) = self.on_message(peer, message) {
+                        self.close(peer, &reason);
+                        break;
+                    }
+                }
+            }
+            News::Closed { peer, trouble } => self.on_closed(peer, &trouble),
+            News::Stranger(from) => {
+                let Some(sync) = &mut self.sync else { return };
+                sync.figures.strangers += 1;
+                debug!(%from, "a connection for flow sync from an address that is no peer's");
+            }
+        }
+        self.pump();
+    }
+
+    fn on_open(&mut self, number: usize, out: mpsc::Sender<Vec<u8>>) {
+        let role = self.node_role();
+        let services = self.sync_services();
+        // A backup's flows are the other node's own: it knows better what became of them.
+        let used = match &self.sync {
+            Some(sync) if sync.has_own => self.plane.established(),
+            _ => Vec::new(),
+        };
+        let Some(link) = self.sync.as_mut().and_then(|sync| sync.peers.get_mut(number)) else { return };
+        info!(peer = %link.address, flows = used.len(), "connected for flow sync");
+        link.told = None;
+        link.stream = Some(Stream {
+            peer: Peer::new(now(), role, services, used),
+            out,
+            role: NodeRole::Other,
+            snapshot: Some(BTreeSet::new()),
+            was_synced: false,
+            flows: 0,
+        });
+    }
+
+    fn on_closed(&mut self, number: usize, trouble: &Trouble) {
+        let Some(sync) = &mut self.sync else { return };
+        if let Some(failure) = trouble.failure() {
+            sync.figures.failures[failure.number()] += 1;
+        }
+        let Some(link) = sync.peers.get_mut(number) else { return };
+        link.stream = None;
+        let said = trouble.to_string();
+        if link.told.as_ref() != Some(&said) {
+            match trouble.failure() {
+                Some(_) => error!(peer = %link.address, reason = %said, "no flow sync"),
+                None => warn!(peer = %link.address, reason = %said, "no flow sync; trying again"),
+            }
+            link.told = Some(said);
+        }
+        self.follow_sync();
+    }
+
+    fn close(&mut self, number: usize, reason: &str) {
+        let Some(link) = self.sync.as_mut().and_then(|sync| sync.peers.get_mut(number)) else { return };
+        if link.told.as_deref() != Some(reason) {
+            error!(peer = %link.address, reason, "flow sync ended");
+            link.told = Some(reason.to_owned());
+        }
+        link.stream = None;
+        self.follow_sync();
+    }
+
+    /// Says what there is to say, as far as there is room.
+    pub(super) fn pump(&mut self) {
+        let Some(mut sync) = self.sync.take() else { return };
+        let time = now();
+        if self.is_active() {
+            sync.active_until = time;
+        }
+        let tells = time.saturating_sub(sync.active_until) < LAST_WORDS;
+        for link in &mut sync.peers {
+            let Some(stream) = &mut link.stream else { continue };
+            while stream.peer.has_news(time, tells) {
+                let Ok(room) = stream.out.try_reserve() else { break };
+                let octets = stream.peer.fill(time, tells, MAX_PLAINTEXT, &self.plane);
+                sync.figures.flows_out += (octets.len() / Message::FLOW_LEN) as u64;
+                room.send(octets);
+            }
+        }
+        self.sync = Some(sync);
+        self.go_on_with_handover();
+    }
+
+    /// What is due now and then.
+    pub(super) fn tick_sync(&mut self) {
+        let Some(sync) = &self.sync else { return };
+        let dead: Vec<usize> = sync
+            .peers
+            .iter()
+            .enumerate()
+            .filter(|(_, link)| link.stream.as_ref().is_some_and(|stream| stream.peer.is_dead(now())))
+            .map(|(number, _)| number)
+            .collect();
+        for number in dead {
+            self.close(number, "the other node has been silent for too long");
+        }
+        self.mark_lost();
+        self.follow_sync();
+        self.pump();
+    }
+
+    /// What follows from being in sync, or not.
+    pub(super) fn follow_sync(&mut self) {
+        let is_active = self.is_active();
+        let Some(sync) = &mut self.sync else { return };
+        let is_synced = sync.is_synced();
+        for link in &mut sync.peers {
+            let Some(stream) = &mut link.stream else { continue };
+            if stream.peer.is_synced() && !std::mem::replace(&mut stream.was_synced, true) {
+                info!(peer = %link.address, "in sync");
+            }
+        }
+        if is_synced && !is_active {
+            sync.has_own = false;
+        }
+        let preemption = if is_synced { Preemption::ByAsking } else { Preemption::Never };
+        self.set_preemption(preemption);
+    }
+
+    /// This node's role has changed.
+    pub(super) fn sync_role(&mut self, role: Role) {
+        self.plane.set_owner(role == Role::Active);
+        if role == Role::Active {
+            self.plane.wake_flows();
+        }
+        let node_role = self.node_role();
+        let Some(sync) = &mut self.sync else { return };
+        if role == Role::Active {
+            sync.has_own = true;
+        }
+        for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
+            stream.peer.say(Message::Role(node_role));
+        }
+        self.pump();
+    }
+
+    /// The active node is weaker than this one, and is asked for the VIPs.
+    pub(super) fn ask_for_vips(&mut self, active: IpAddr) {
+        let Some(sync) = &mut self.sync else { return };
+        for link in sync.peers.iter_mut().filter(|link| link.address.ip() == active) {
+            if let Some(stream) = &mut link.stream {
+                info!(peer = %link.address, "asking the weaker node for the VIPs");
+                stream.peer.say(Message::AskForVips);
+            }
+        }
+        self.pump();
+    }
+
+    /// Hands the VIPs over as soon as the other nodes have every flow.
+    pub(super) fn hand_over(&mut self, is_asked_for: bool) {
+        match &mut self.sync {
+            Some(sync) => {
+                sync.handover.get_or_insert((now() + HANDOVER_PATIENCE, is_asked_for));
+                self.go_on_with_handover();
+            }
+            None => self.tell_pair(Order::FailOver(is_asked_for)),
+        }
+    }
+
+    fn go_on_with_handover(&mut self) {
+        let Some(sync) = &mut self.sync else { return };
+        let Some((until, is_asked_for)) = sync.handover else { return };
+        let streams = sync.peers.iter().filter_map(|link| link.stream.as_ref());
+        let is_told = streams.into_iter().all(|stream| !stream.peer.is_behind());
+        if is_told || now() >= until {
+            sync.handover = None;
+            self.tell_pair(Order::FailOver(is_asked_for));
+        }
+    }
+
+    fn peer_role(&self, number: usize) -> NodeRole {
+        let stream = self.sync.as_ref().and_then(|sync| sync.peers.get(number)?.stream.as_ref());
+        stream.map_or(NodeRole::Other, |stream| stream.role)
+    }
+
+    fn node_role(&self) -> NodeRole {
+        match self.pair.as_ref().map(|pair| pair.role) {
+            Some(Role::Active) => NodeRole::Active,
+            Some(Role::Backup) => NodeRole::Backup,
+            _ => NodeRole::Other,
+        }
+    }
+
+    fn is_active(&self) -> bool {
+        self.node_role() == NodeRole::Active
+    }
+
+    fn sync_services(&self) -> Vec<Service> {
+        let key = self.sync.as_ref().map(|sync| sync.key.clone()).unwrap_or_default();
+        let view = world::View(self);
+        let services = self.config.services.iter().map(|service| {
+            let seed = lb_core::desired::World::seed(&view, service);
+            let octets = seed.key.map(u64::to_be_bytes).concat();
+            Service {
+                address: SocketAddr::new(service.vip, service.port),
+                is_dsr: service.mode == Mode::Dsr,
+                seed_check: seed_check(&key, &octets),
+            }
+        });
+        services.collect()
+    }
+}
+
+fn now() -> Duration {
+    Duration::from_nanos(monotonic_ns())
+}

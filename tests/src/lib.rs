@@ -27,6 +27,7 @@ pub mod fuzz;
 pub mod held;
 pub mod host;
 pub mod https;
+pub mod keepalived;
 pub mod lab;
 pub mod netns;
 pub mod owner;

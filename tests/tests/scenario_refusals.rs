@@ -239,11 +239,32 @@ fn config_mistakes_and_usage_are_status_2_and_no_agent_is_3() {
 #[test]
 fn what_this_release_lacks_is_refused_by_name() {
     let scene = scene("lacks");
-    for (more, word) in [
-        ("[vrrp]\nrouter_id = 51\n", "[vrrp]"),
-        ("[sync]\nlisten = \"10.0.1.2:3780\"\npeer = \"10.0.1.3:3780\"\nkey_file = \"/k\"\n", "[sync]"),
-    ] {
-        let output = start(&scene, &(standard() + more), plain);
-        refused(&scene, &output, 2, &[word, "not supported yet"]);
-    }
+    let more = "[service.discovery]\nkind = \"etcd\"\n";
+    let output = start(&scene, &(standard() + more), plain);
+    refused(&scene, &output, 2, &["[service.discovery]", "not supported yet"]);
+}
+
+#[test]
+fn a_pair_that_cannot_be_is_refused() {
+    let scene = scene("no_pair");
+    let key = scene.lab.dir().join("run").join("key");
+    let sync = |listen: &str| {
+        let lines =
+            format!("[sync]\nlisten = \"{listen}:3780\"\npeer = \"10.0.1.3:3780\"\nkey_file = {key:?}\n");
+        start(&scene, &(standard() + "[vrrp]\n" + &lines), plain)
+    };
+    refused(&scene, &sync("10.0.1.2"), 2, &["cannot read", "run/key"]);
+    std::fs::write(&key, [7; 31]).unwrap();
+    let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(&key, mode(0o644)).unwrap();
+    refused(&scene, &sync("10.0.1.2"), 2, &["can be read by others", "chmod 600"]);
+    std::fs::set_permissions(&key, mode(0o600)).unwrap();
+    refused(&scene, &sync("10.0.1.2"), 2, &["31 bytes", "at least 32"]);
+    std::fs::write(&key, [7; 32]).unwrap();
+    refused(
+        &scene,
+        &sync("10.0.1.99"),
+        2,
+        &["cannot listen on 10.0.1.99:3780", "is `listen` an address of this node"],
+    );
 }

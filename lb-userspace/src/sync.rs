@@ -25,7 +25,7 @@ use tokio::{
 /// For connecting, and for the handshake.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two attempts: from the first, doubled up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Octets read at once.
 const READ: usize = 64 << 10;
 /// Plaintexts on their way to a peer.

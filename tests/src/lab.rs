@@ -147,6 +147,21 @@ impl Lab {
         self.ip_on_bridge(&["link", "set", "dev", &bridge(lan), "mtu", &mtu])
     }
 
+    /// Drops frames between hosts, by nftables rules in the bridge's forward hook (`iifname "lb1" oifname "lb2" drop`), several
+    /// with `;` between; `counter` drops none any more.
+    ///
+    /// # Errors
+    ///
+    /// If `nft` refuses the rules.
+    pub fn filter(&self, rules: &str) -> Result<()> {
+        let bridge = self.bridge.as_ref().context("the lab has no bridge yet")?;
+        let chain = "type filter hook forward priority 0; policy accept;";
+        let table = format!(
+            "table bridge lab\ndelete table bridge lab\ntable bridge lab {{ chain forward {{ {chain} {rules}; }}; }}"
+        );
+        output(bridge.command("nft").arg(table)).map(drop)
+    }
+
     /// Leaves the lab up when the guard goes; `cargo xtask lab down` removes it.
     ///
     /// # Errors

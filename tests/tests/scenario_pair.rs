@@ -7,6 +7,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -16,8 +17,12 @@ use etcd_lb_tests::{
     Balancer, CLIENT_PORT, Config, Lab, Topology, VIP,
     echo::{BusyClients, EchoServer},
     eventually,
+    frames::arp_request,
     owner::OwnerWatch,
+    packet::RawSocket,
 };
+use lb_common::addr::Mac;
+use lb_core::vrrp::{Checksum, Family, Version, VirtualRouter, packet};
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -245,4 +250,174 @@ fn the_vip_moves_within_its_promise_at_20_ms() {
 #[test]
 fn no_connection_breaks_when_the_vip_moves() {
     takeovers("pair_sync", "100ms", 50);
+}
+
+/// Connects once more, for a connection that is watched through what follows.
+fn more_idle(pair: &mut Pair) {
+    let client = pair.lab.host("client-1");
+    let vip = SocketAddr::from((VIP, CLIENT_PORT));
+    let mut stream = client.run(|| TcpStream::connect_timeout(&vip, LIMIT)).unwrap();
+    exchange(&mut stream);
+    pair.idle.push(stream);
+}
+
+#[test]
+fn a_cut_link_between_the_nodes_heals() {
+    let mut pair = Pair::start("pair_cut", "100ms", 20);
+    let since = Instant::now();
+    pair.lab.filter(r#"iifname "lb1" oifname "lb2" drop; iifname "lb2" oifname "lb1" drop"#).unwrap();
+    pair.wait_role(1, "active");
+    println!("cut: the weaker node serves its side after {:?}", since.elapsed());
+    pair.wait_role(0, "active");
+    pair.assert_unbroken("while the link is cut");
+    thread::sleep(Duration::from_secs(4));
+    pair.assert_unbroken("while the link is cut, and the stream is given up");
+    let since = Instant::now();
+    pair.lab.filter("counter").unwrap();
+    pair.wait_role(1, "backup");
+    println!("healed: the weaker node yields after {:?} (promised one advertisement)", since.elapsed());
+    pair.wait_role(0, "active");
+    pair.wait_synced();
+    println!("healed: in sync after {:?} (promised 2 s)", since.elapsed());
+    pair.assert_unbroken("after the link has healed");
+    more_idle(&mut pair);
+    let since = Instant::now();
+    pair.nodes[0].kill().unwrap();
+    pair.takeover("killed after that", 1, since, 3 * pair.interval + pair.interval * 156 / 256);
+}
+
+#[test]
+fn multicast_that_is_lost_in_one_direction_makes_no_two_owners() {
+    let mut pair = Pair::start("pair_one_way", "100ms", 20);
+    // The backup hears nothing and takes over; the stronger node hears it, answers, and is not heard.
+    let since = Instant::now();
+    pair.lab.filter(r#"iifname "lb1" oifname "lb2" ip daddr 224.0.0.18 drop"#).unwrap();
+    pair.wait_role(1, "active");
+    println!("one way lost: the backup is active after {:?}", since.elapsed());
+    pair.assert_unbroken("multicast is lost in one direction");
+    pair.lab.filter("counter").unwrap();
+    pair.restored();
+    // The other way round nothing happens at all.
+    pair.lab.filter(r#"iifname "lb2" oifname "lb1" ip daddr 224.0.0.18 drop"#).unwrap();
+    thread::sleep(10 * pair.interval);
+    pair.wait_role(0, "active");
+    pair.wait_role(1, "backup");
+    pair.assert_unbroken("multicast is lost in the other direction");
+}
+
+#[test]
+fn busy_processors_make_no_takeover() {
+    let mut pair = Pair::start("pair_busy", "100ms", 20);
+    let before = [0, 1].map(|node| pair.nodes[node].metric("etcd_lb_role_transitions_total", "").unwrap());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 * thread::available_parallelism().unwrap().get() {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::black_box((0..10_000u64).sum::<u64>());
+                }
+            });
+        }
+        thread::sleep(Duration::from_secs(if cfg!(feature = "long") { 60 } else { 5 }));
+        stop.store(true, Ordering::Relaxed);
+    });
+    pair.wait_role(0, "active");
+    let after = [0, 1].map(|node| pair.nodes[node].metric("etcd_lb_role_transitions_total", "").unwrap());
+    assert_eq!(before, after, "no role changes");
+    pair.assert_unbroken("under load");
+    let beats = pair.nodes[0].metric("etcd_lb_heartbeat_late_seconds_count", "").unwrap();
+    for bound in ["0.001", "0.01", "0.1"] {
+        let label = format!("le=\"{bound}\"");
+        let late = pair.nodes[0].metric("etcd_lb_heartbeat_late_seconds_bucket", &label).unwrap();
+        println!("of {beats} heartbeats {late} were at most {bound} s late");
+    }
+}
+
+#[test]
+fn a_host_that_claims_the_vip_is_named_and_changes_nothing() {
+    let mut pair = Pair::start("pair_stray", "100ms", 20);
+    let client = pair.lab.host("client-1").clone();
+    let socket = RawSocket::open(&client).unwrap();
+    let mac = Mac::new([2, 0, 0, 0, 0, 0x66]);
+    for _ in 0..if cfg!(feature = "long") { 60 } else { 3 } {
+        socket.send(&arp_request(Mac::new([0xff; 6]), (mac, VIP), VIP)).unwrap();
+        thread::sleep(Duration::from_secs(1));
+    }
+    pair.wait_role(0, "active");
+    pair.wait_role(1, "backup");
+    pair.assert_unbroken("another host claims the VIP");
+    let conflicts = pair.nodes[0].metric("etcd_lb_vip_conflicts_total", "").unwrap();
+    assert!(conflicts >= 3.0, "{conflicts}");
+    let log = fs::read_to_string(pair.nodes[0].process().unwrap().log()).unwrap();
+    assert!(log.contains("02:00:00:00:00:66") && log.contains("another host claims the VIP"), "{log}");
+    let revoked = pair.nodes[0].metric("etcd_lb_lease_revoked_total", "").unwrap();
+    assert!(revoked < 0.5, "no ARP ends a lease");
+}
+
+/// Advertisements that anybody on the LAN can send, to a backup of priority 100 and to an active node of 200.
+#[test]
+fn forged_advertisements_are_refused_by_their_names() {
+    let mut pair = Pair::start("pair_forged", "100ms", 4);
+    let client = pair.lab.host("client-1").clone();
+    let socket = RawSocket::open(&client).unwrap();
+    let good = VirtualRouter {
+        version: Version::V3,
+        router_id: 51,
+        addresses: vec![VIP.into()],
+        source: client.address().into(),
+        peers: vec![],
+        checksum: Checksum::PseudoHeader,
+        auth_pass: None,
+        interval: Duration::from_millis(100),
+    };
+    let mac = Mac::new(client.mac().unwrap());
+    let group = Family::V4.group();
+    let frame = |router: &VirtualRouter, priority: u8| {
+        packet::frame(router, mac, (group, packet::group_mac(Family::V4)), priority, router.interval)
+    };
+    let other = |change: &dyn Fn(&mut VirtualRouter)| {
+        let mut router = good.clone();
+        change(&mut router);
+        frame(&router, 254)
+    };
+    let bent = |at: usize, value: u8| {
+        let mut frame = frame(&good, 254);
+        frame[at] = value;
+        // The IP header's own checksum is right: a bridge looks at it.
+        frame[24..26].fill(0);
+        let check = !packet::sum(&frame[14..34]);
+        frame[24..26].copy_from_slice(&check.to_be_bytes());
+        frame
+    };
+    let cases = [
+        ("address_list", other(&|router| router.addresses = vec![[10, 0, 1, 101].into()])),
+        ("address_list", other(&|router| router.addresses.push([10, 0, 1, 101].into()))),
+        ("version", other(&|router| router.version = Version::V2)),
+        ("interval_zero", other(&|router| router.interval = Duration::ZERO)),
+        ("other_router", other(&|router| router.router_id = 52)),
+        ("checksum", bent(14 + 20 + 6, 0xee)),
+        ("hop_limit", bent(14 + 8, 254)),
+        ("type", bent(14 + 20, 0x32)),
+    ];
+    for (reason, frame) in &cases {
+        let label = format!("reason=\"{reason}\"");
+        let count = |pair: &Pair, node: usize| {
+            pair.nodes[node].metric("etcd_lb_vrrp_rejected_total", &label).unwrap()
+        };
+        let before = [0, 1].map(|node| count(&pair, node));
+        socket.send(frame).unwrap();
+        eventually(LIMIT, reason, || {
+            for node in [0, 1] {
+                ensure!(count(&pair, node) > before[node], "lb{} has not counted it", node + 1);
+            }
+            Ok(())
+        })
+        .unwrap();
+        pair.wait_role(0, "active");
+        pair.wait_role(1, "backup");
+    }
+    let log = fs::read_to_string(pair.nodes[0].process().unwrap().log()).unwrap();
+    assert!(log.contains("another `router_id` if it is another pair"), "the remedy: {log}");
+    pair.assert_unbroken("forged advertisements");
+    pair.assert_undisputed();
 }

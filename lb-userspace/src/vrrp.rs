@@ -24,13 +24,13 @@ use std::{
 };
 
 use lb_common::addr::Mac;
-use lb_core::vrrp::{Family, Preemption, Reject, Role, Settings, VirtualRouter, Why};
-use tokio::sync::mpsc::UnboundedReceiver;
+use lb_core::vrrp::{Advertisement, Family, Preemption, Reject, Role, Settings, VirtualRouter, Why};
+use tokio::sync::{mpsc::UnboundedReceiver, watch};
 
 pub use self::figures::{Figures, LATENESS_BOUNDS};
 use self::{
     sockets::{Sockets, Waker},
-    thread::Turn,
+    thread::{Told, Turn},
 };
 use crate::dataplane::LeaseMap;
 
@@ -65,6 +65,10 @@ pub enum Order {
     PeerMac(IpAddr, Mac),
     /// The peer is to be active: the operator wants it, or (true) the peer asked for it.
     FailOver(bool),
+    /// A node of our own kind has told over flow sync that it has advertised.
+    Heard(Advertisement),
+    /// Another node may have had the VIPs meanwhile.
+    Announce,
     AnnounceInterval(Duration),
     ConfirmInterval(Duration),
     /// Gives up and ends.
@@ -104,6 +108,15 @@ pub struct Vrrp {
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
     pub figures: Arc<Figures>,
+    /// The last advertisement as active that went out.
+    pub beat: watch::Receiver<Option<Beat>>,
+}
+
+/// An advertisement that went out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beat {
+    pub priority: u8,
+    pub interval: Duration,
 }
 
 impl Vrrp {
@@ -120,9 +133,11 @@ impl Vrrp {
         let (orders, inbox) = mpsc::channel();
         // Roles, and the first of each kind of trouble: it cannot grow without bound, whoever sends what.
         let (news, outbox) = tokio::sync::mpsc::unbounded_channel();
-        let turn = Turn::new(setup, sockets, Arc::clone(&waker), inbox, news, Arc::clone(&figures));
+        let (beats, beat) = watch::channel(None);
+        let told = Told { news, beats };
+        let turn = Turn::new(setup, sockets, Arc::clone(&waker), inbox, told, Arc::clone(&figures));
         let thread = std::thread::Builder::new().name("vrrp".into()).spawn(move || turn.run())?;
-        Ok((Self { orders, waker, thread: Some(thread), figures }, outbox))
+        Ok((Self { orders, waker, thread: Some(thread), figures, beat }, outbox))
     }
 
     /// Tells the thread, which acts at once.

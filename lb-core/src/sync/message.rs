@@ -92,6 +92,12 @@ pub enum Message {
     Interval(u32),
     /// The sender reckons with that.
     IntervalConfirmed(u32),
+    /// The sender, active, has advertised just now; for a node that VRRP's packets do not reach.
+    Advertisement {
+        source: IpAddr,
+        priority: u8,
+        interval_ms: u32,
+    },
 }
 
 /// Octets that are no message.
@@ -146,6 +152,11 @@ impl Message {
             Self::Role(role) => out.push(number(*role)),
             Self::AskForVips => {}
             Self::Interval(ms) | Self::IntervalConfirmed(ms) => out.extend(ms.to_be_bytes()),
+            Self::Advertisement { source, priority, interval_ms } => {
+                address(out, *source);
+                out.push(*priority);
+                out.extend(interval_ms.to_be_bytes());
+            }
         }
         // 512 services of 27 octets at most.
         let length = (out.len() - start - 3) as u16;
@@ -182,6 +193,7 @@ impl Message {
             Self::AskForVips => 9,
             Self::Interval(_) => 10,
             Self::IntervalConfirmed(_) => 11,
+            Self::Advertisement { .. } => 12,
         }
     }
 }
@@ -228,6 +240,11 @@ impl Fields<'_> {
             9 => Message::AskForVips,
             10 => Message::Interval(self.u32()?),
             11 => Message::IntervalConfirmed(self.u32()?),
+            12 => Message::Advertisement {
+                source: self.address()?,
+                priority: self.octet()?,
+                interval_ms: self.u32()?,
+            },
             _ => return Some(None),
         }))
     }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -62,6 +62,8 @@ pub enum Event {
     Interval(Duration),
     /// It reckons with the interval.
     IntervalConfirmed(Duration),
+    /// It is active, and has advertised just now.
+    Advertisement { source: IpAddr, priority: u8, interval: Duration },
 }
 
 /// What no etcd-lb says.
@@ -151,6 +153,16 @@ impl Peer {
 
     /// Says something as soon as may be.
     pub fn say(&mut self, message: Message) {
+        self.out.push(message);
+    }
+
+    /// The same, instead of what was to be said of this kind by this source.
+    pub fn say_last(&mut self, message: Message) {
+        let is_older = |said: &Message| match (said, &message) {
+            (Message::Advertisement { source: a, .. }, Message::Advertisement { source: b, .. }) => a == b,
+            _ => false,
+        };
+        self.out.retain(|said| !is_older(said));
         self.out.push(message);
     }
 
@@ -304,6 +316,12 @@ impl Peer {
             Message::AskForVips => Event::AskForVips,
             Message::Interval(ms) => Event::Interval(Duration::from_millis(ms.into())),
             Message::IntervalConfirmed(ms) => Event::IntervalConfirmed(Duration::from_millis(ms.into())),
+            Message::Advertisement { interval_ms: 0, .. } | Message::Advertisement { priority: 0, .. } => {
+                return Err(Violation("an advertisement without an interval or a priority"));
+            }
+            Message::Advertisement { source, priority, interval_ms } => {
+                Event::Advertisement { source, priority, interval: Duration::from_millis(interval_ms.into()) }
+            }
         };
         Ok(Some(event))
     }

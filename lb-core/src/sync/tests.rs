@@ -285,6 +285,10 @@ fn any_message() -> impl Strategy<Value = Message> {
         (any::<u16>(), any::<u16>()).prop_map(|(table, nat_port)| Message::Free { table, nat_port }),
         any::<u64>().prop_map(Message::Pong),
         any::<u32>().prop_map(Message::Interval),
+        (any::<[u8; 16]>(), any::<u8>(), any::<u32>()).prop_map(|(source, priority, interval_ms)| {
+            let source = std::net::Ipv6Addr::from(source).to_canonical();
+            Message::Advertisement { source, priority, interval_ms }
+        }),
         Just(Message::AskForVips),
     ]
 }

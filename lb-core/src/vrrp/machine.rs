@@ -209,6 +209,10 @@ impl Machine {
     /// An advertisement of this pair arrived.
     pub fn received(&mut self, now: Duration, advertisement: &Advertisement) -> Vec<Action> {
         let mut actions = Vec::new();
+        if self.settings.sources[advertisement.family() as usize].is_none() {
+            // Of a family that this node has no addresses of.
+            return actions;
+        }
         match self.state {
             State::Backup(backup) => self.received_as_backup(now, backup, advertisement, &mut actions),
             State::Active(active) => self.received_as_active(now, active, advertisement, &mut actions),
@@ -279,7 +283,6 @@ impl Machine {
         active.answer_from = now + ANSWER_PACE;
         if priority != STOPPED && matches!(active.lease, Lease::Until(_)) {
             // Another node said that the VIPs are its own.
-            active.announce = Some((now, 0));
             actions.push(Action::Announce);
             active.announce = Some((now + ANNOUNCE_AT[1], 1));
         }
@@ -309,6 +312,15 @@ impl Machine {
                 active.lease = Lease::Until(deadline);
                 vec![Action::Grant { granted_at: at, deadline }]
             }
+        }
+    }
+
+    /// Another node may have had the VIPs meanwhile: hosts are told anew where they are, by the next turn.
+    pub fn announce(&mut self, now: Duration) {
+        if let State::Active(active) = &mut self.state
+            && matches!(active.lease, Lease::Until(_))
+        {
+            active.announce = Some((now, 0));
         }
     }
 

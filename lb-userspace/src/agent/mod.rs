@@ -41,8 +41,14 @@ use tokio::{
 };
 use tracing::{error, info};
 
-use self::{error::Error, notify::Notifier, pair::Pair, state::Agent, told::Rings};
-use crate::{api::Command, vrrp::News};
+use self::{
+    error::Error,
+    notify::Notifier,
+    pair::{Pair, PairNews},
+    state::Agent,
+    told::Rings,
+};
+use crate::api::Command;
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
@@ -152,7 +158,7 @@ fn paced(pace: Duration) -> Interval {
     ticks
 }
 
-async fn pair_news(pair: Option<&mut Pair>) -> News {
+async fn pair_news(pair: Option<&mut Pair>) -> PairNews {
     match pair {
         Some(pair) => pair.news().await,
         None => std::future::pending().await,

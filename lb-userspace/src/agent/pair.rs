@@ -41,6 +41,13 @@ pub(super) struct Pair {
     failing_over: Vec<oneshot::Sender<Result<(), String>>>,
 }
 
+/// What the thread tells.
+pub(super) enum PairNews {
+    Told(News),
+    /// An advertisement went out.
+    Beat,
+}
+
 /// Roles whose beginnings are counted.
 pub(super) const TRANSITIONS: [Role; 3] = [Role::Active, Role::Backup, Role::Fault];
 
@@ -72,13 +79,12 @@ impl Pair {
     }
 
     /// What the thread tells next.
-    pub(super) async fn news(&mut self) -> News {
-        match &mut self.thread {
-            Some(thread) => match thread.news.recv().await {
-                Some(news) => news,
-                None => std::future::pending().await,
-            },
-            None => std::future::pending().await,
+    pub(super) async fn news(&mut self) -> PairNews {
+        let Some(thread) = &mut self.thread else { return std::future::pending().await };
+        tokio::select! {
+            Some(news) = thread.news.recv() => PairNews::Told(news),
+            Ok(()) = thread.vrrp.beat.changed() => PairNews::Beat,
+            else => std::future::pending().await,
         }
     }
 
@@ -298,7 +304,24 @@ impl Agent {
     }
 
     /// The thread has told something.
-    pub(super) fn on_news(&mut self, news: News) {
+    pub(super) fn on_news(&mut self, news: PairNews) {
+        match news {
+            PairNews::Told(news) => self.on_told(news),
+            PairNews::Beat => self.pass_beat_on(),
+        }
+    }
+
+    /// Nodes that VRRP's packets do not reach are told over flow sync.
+    fn pass_beat_on(&mut self) {
+        let Some(thread) = self.pair.as_mut().and_then(|pair| pair.thread.as_mut()) else { return };
+        let Some(beat) = *thread.vrrp.beat.borrow_and_update() else { return };
+        let sources: Vec<IpAddr> = thread.routers.iter().map(|router| router.source).collect();
+        for source in sources {
+            self.tell_advertisement(source, beat);
+        }
+    }
+
+    fn on_told(&mut self, news: News) {
         match news {
             News::Became { role, why } => self.on_role(role, why),
             News::Rejected(reject) => {

@@ -24,7 +24,7 @@ use crate::{
     dataplane::monotonic_ns,
     secret,
     sync::{News, Streams, Trouble},
-    vrrp::Order,
+    vrrp::{Beat, Order},
 };
 
 /// Between two looks at what is due without an occasion.
@@ -318,6 +318,17 @@ impl Agent {
         }
         for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
             stream.peer.say(Message::Role(node_role));
+        }
+        self.pump();
+    }
+
+    /// This node, active, has advertised just now.
+    pub(super) fn tell_advertisement(&mut self, source: IpAddr, beat: Beat) {
+        let Some(sync) = &mut self.sync else { return };
+        let interval_ms = u32::try_from(beat.interval.as_millis()).unwrap_or(u32::MAX);
+        for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
+            // One that does not read learns of the last one alone.
+            stream.peer.say_last(Message::Advertisement { source, priority: beat.priority, interval_ms });
         }
         self.pump();
     }

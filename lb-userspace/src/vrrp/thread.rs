@@ -12,10 +12,10 @@ use lb_core::vrrp::{
     Action, Checksum, Machine, Reject, Role, VirtualRouter, Why,
     packet::{self, STOPPED},
 };
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{mpsc::UnboundedSender, watch};
 
 use super::{
-    Figures, News, Order, Setup, realtime,
+    Beat, Figures, News, Order, Setup, realtime,
     sockets::{MAX_FRAME, Sockets, Waker},
 };
 use crate::dataplane::monotonic_ns;
@@ -25,13 +25,19 @@ const FRAMES_A_TURN: usize = 64;
 /// Between two reports of the same trouble.
 const REPORT_PACE: Duration = Duration::from_secs(60);
 
+/// The ways to the agent.
+pub(super) struct Told {
+    pub(super) news: UnboundedSender<News>,
+    pub(super) beats: watch::Sender<Option<Beat>>,
+}
+
 pub(super) struct Turn {
     setup: Setup,
     machine: Machine,
     sockets: Sockets,
     waker: Arc<Waker>,
     inbox: mpsc::Receiver<Order>,
-    news: UnboundedSender<News>,
+    agent: Told,
     figures: Arc<Figures>,
     announcements: Vec<(u32, Vec<u8>)>,
     /// Of unicast peers: as the kernel has them, or as their own advertisements came by.
@@ -57,7 +63,7 @@ impl Turn {
         sockets: Sockets,
         waker: Arc<Waker>,
         inbox: mpsc::Receiver<Order>,
-        news: UnboundedSender<News>,
+        agent: Told,
         figures: Arc<Figures>,
     ) -> Self {
         let now = now();
@@ -68,7 +74,7 @@ impl Turn {
             sockets,
             waker,
             inbox,
-            news,
+            agent,
             figures,
             announcements: Vec::new(),
             macs: HashMap::new(),
@@ -184,6 +190,11 @@ impl Turn {
                 vec![]
             }
             Order::FailOver(is_asked_for) => self.machine.fail_over(now, is_asked_for),
+            Order::Heard(advertisement) => self.machine.received(now, &advertisement),
+            Order::Announce => {
+                self.machine.announce(now);
+                vec![]
+            }
             Order::AnnounceInterval(interval) => self.machine.announce_interval(now, interval),
             Order::ConfirmInterval(interval) => {
                 self.machine.confirm_interval(interval);
@@ -202,6 +213,10 @@ impl Turn {
                 Action::Advertise { priority, interval } => {
                     let is_out = self.advertise(now, priority, interval);
                     if priority != STOPPED {
+                        if is_out {
+                            // Only the last one counts: nothing piles up.
+                            let _nobody_listens = self.agent.beats.send(Some(Beat { priority, interval }));
+                        }
                         let next = self.machine.sent(self::now(), now, is_out);
                         self.carry_out(now, next);
                     }
@@ -271,7 +286,7 @@ impl Turn {
 
     fn tell(&self, news: News) {
         // An agent that has ended needs no news.
-        let _ = self.news.send(news);
+        let _ = self.agent.news.send(news);
     }
 }
 

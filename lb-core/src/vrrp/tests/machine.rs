@@ -292,6 +292,17 @@ fn both_families_are_one_role() {
 }
 
 #[test]
+fn what_another_node_may_have_announced_is_announced_anew() {
+    let (mut machine, now) = active(settings());
+    let late = now + ms(3000);
+    machine.announce(late);
+    assert!(machine.wake(late).contains(&Action::Announce));
+    let mut quiet = backup(settings());
+    quiet.announce(START);
+    assert_eq!(quiet.wake(START), []);
+}
+
+#[test]
 fn a_changed_priority_is_told_at_once() {
     let (mut machine, now) = active(settings());
     let lower = Action::Advertise { priority: 50, interval: INTERVAL };

@@ -3,11 +3,17 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_common::addr::Mac;
-use lb_core::sync::{Difference, Event, Message, NodeRole, Place};
+use lb_core::{
+    sync::{Difference, Event, Message, NodeRole, Place},
+    vrrp::{Advertisement, Checksum},
+};
 use tracing::{debug, info, warn};
 
 use super::{Agent, now};
-use crate::dataplane::{Installed, Way};
+use crate::{
+    dataplane::{Installed, Way},
+    vrrp::Order,
+};
 
 /// Clients that are asked for at once.
 const MAX_CLIENTS: usize = 256;
@@ -23,6 +29,8 @@ impl Agent {
             Some(Event::Hello { role, differences }) => {
                 stream.role = role;
                 self.on_differences(number, &differences)?;
+                // Hosts may have the other node's MAC from when the two could not hear each other.
+                self.tell_pair(Order::Announce);
             }
             Some(Event::Role(role)) => stream.role = role,
             Some(Event::Flow { place, flow, in_snapshot }) => {
@@ -38,6 +46,17 @@ impl Agent {
                 if self.is_active() {
                     self.hand_over(true);
                 }
+            }
+            Some(Event::Advertisement { source, priority, interval }) => {
+                let advertisement = Advertisement {
+                    source,
+                    priority,
+                    interval,
+                    checksum: Checksum::PseudoHeader,
+                    other_list: false,
+                };
+                self.tell_pair(Order::Heard(advertisement));
+                return Ok(());
             }
             Some(Event::Interval(_) | Event::IntervalConfirmed(_)) | None => {}
         }

@@ -7,3 +7,4 @@ mod flows;
 mod links;
 mod pins;
 mod sandbox;
+mod sync;

@@ -375,3 +375,46 @@ fn a_syn_flood_breaks_nothing_and_keeps_nobody_out() {
     assert!(broken.is_empty(), "{broken:?}");
     assert_eq!(outcomes.len(), 50);
 }
+
+/// The same by hping3, whose sources are random addresses of the whole internet.
+#[cfg(feature = "long")]
+#[test]
+fn a_flood_by_hping3_breaks_nothing_and_keeps_nobody_out() {
+    let mut lab_scene = scene("hping3", None, |_| "max_flows = 1024\n".into());
+    let table = f64::from(lb_common::maps::half_open_capacity(1024));
+    let busy = BusyClients::start(&lab_scene.client, vip(), 50, Duration::from_millis(20)).unwrap();
+    busy.wait_progress(3, LIMIT).unwrap();
+    let begun_flows =
+        |scene: &Scene| scene.balancer.metric("etcd_lb_data_plane_events_total", "\"flow_new\"").unwrap();
+    let before = begun_flows(&lab_scene);
+    let mut command = lab_scene.client.command("hping3");
+    command.args([
+        "--quiet",
+        "--syn",
+        "--interval",
+        "u50",
+        "--rand-source",
+        "--destport",
+        "2379",
+        "10.0.1.100",
+    ]);
+    let mut attacker = lab_scene.client.spawn("hping3", command).unwrap();
+    let mut connected = Vec::new();
+    while connected.len() < 3 || begun_flows(&lab_scene) - before < 10.0 * table {
+        let begun = Instant::now();
+        drop(connect(&lab_scene.client));
+        connected.push(begun.elapsed());
+        thread::sleep(Duration::from_millis(100));
+    }
+    attacker.kill().unwrap();
+    println!(
+        "{} connections begun, the half-open table has {table}; {} connections meanwhile, the slowest in {:?}",
+        begun_flows(&lab_scene) - before,
+        connected.len(),
+        connected.iter().max().unwrap()
+    );
+    busy.wait_progress(3, LIMIT).unwrap();
+    let broken = busy.finish().into_iter().filter(|outcome| outcome.broken.is_some()).count();
+    assert_eq!(broken, 0);
+    lab_scene.servers.clear();
+}

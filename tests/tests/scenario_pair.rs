@@ -309,6 +309,38 @@ fn multicast_that_is_lost_in_one_direction_makes_no_two_owners() {
 }
 
 #[test]
+fn a_node_that_is_held_is_restarted_without_a_takeover() {
+    let mut pair = Pair::start("pair_hold", "100ms", 20);
+    let refused = pair.nodes[1].cli(&["hold"]).unwrap_err().to_string();
+    assert!(refused.contains("it can be restarted at any time"), "{refused}");
+    for stop in [true, false] {
+        let said = pair.nodes[0].cli(&["hold", "--for", "8"]).unwrap();
+        let since = Instant::now();
+        if stop {
+            pair.nodes[0].stop().unwrap()
+        } else {
+            pair.nodes[0].kill().unwrap()
+        }
+        thread::sleep(Duration::from_secs(2));
+        pair.wait_role(1, "backup");
+        pair.connect();
+        pair.assert_unbroken("without its agent");
+        pair.nodes[0].run().unwrap();
+        pair.wait_role(0, "active");
+        println!("{}; away for {:?}", said.trim(), since.elapsed());
+        pair.restored();
+    }
+    let taken = pair.nodes[1].metric("etcd_lb_role_transitions_total", "\"active\"").unwrap();
+    assert!(taken < 0.5, "the other node was active {taken} times");
+    let events = pair.nodes[0].cli(&["events"]).unwrap();
+    assert!(events.contains("→ active: the agent was restarted within its lease"), "{events}");
+    // The lease is an ordinary one again.
+    let since = Instant::now();
+    pair.nodes[0].kill().unwrap();
+    pair.takeover("killed without a hold", 1, since, 3 * pair.interval + pair.interval * 156 / 256);
+}
+
+#[test]
 fn busy_processors_make_no_takeover() {
     let mut pair = Pair::start("pair_busy", "100ms", 20);
     let before = [0, 1].map(|node| pair.nodes[node].metric("etcd_lb_role_transitions_total", "").unwrap());

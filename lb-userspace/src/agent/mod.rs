@@ -138,7 +138,9 @@ fn end(agent: &mut Agent, signal: &str) -> Result<(), Error> {
         agent.end_flows();
         std::thread::sleep(Duration::from_millis(1));
     }
-    if agent.pair.is_some() {
+    if agent.pair.as_ref().is_some_and(Pair::is_held) {
+        info!(signal, "ending; the VIPs stay here for the next agent");
+    } else if agent.pair.is_some() {
         info!(signal, "ending; the VIPs are given up, and connections that still come here are served on");
     } else if agent.serving {
         info!(

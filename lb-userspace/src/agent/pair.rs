@@ -1,5 +1,6 @@
 //! This node's part in a pair: the thread that advertises, and what it is told and tells.
 
+mod hold;
 mod notify;
 
 use std::{
@@ -18,6 +19,7 @@ use lb_core::{
 use tokio::sync::{mpsc::UnboundedReceiver, oneshot};
 use tracing::{error, info, warn};
 
+pub(super) use self::hold::Hold;
 use self::notify::Notifications;
 use super::{error::Error, state::Agent};
 use crate::{
@@ -37,6 +39,8 @@ pub(super) struct Pair {
     /// Why the node cannot serve.
     fault: Option<String>,
     notifications: Option<Notifications>,
+    /// The VIPs are to stay through a restart.
+    pub(super) hold: Option<Hold>,
     /// Who waits for the end of a failover.
     failing_over: Vec<oneshot::Sender<Result<(), String>>>,
 }
@@ -74,6 +78,7 @@ impl Pair {
             transitions: [0; 3],
             fault: None,
             notifications: vrrp.notify.clone().map(Notifications::new),
+            hold: None,
             failing_over: Vec::new(),
         }
     }
@@ -121,6 +126,13 @@ impl Pair {
 
     /// Gives up the VIPs, in an orderly way if there is a thread.
     pub(super) fn stop(&mut self) {
+        if self.is_held() {
+            // The next agent goes on with the lease.
+            if let Some(thread) = self.thread.take() {
+                thread.vrrp.tell(Order::Leave);
+            }
+            return;
+        }
         self.thread = None;
         self.role = Role::Stopped;
         if let Some(notifications) = &self.notifications {
@@ -319,6 +331,7 @@ impl Agent {
         for source in sources {
             self.tell_advertisement(source, beat);
         }
+        self.go_on_with_hold();
     }
 
     fn on_told(&mut self, news: News) {
@@ -359,6 +372,7 @@ impl Agent {
         }
         let words = words(why);
         info!(from = name(from), to = name(role), why = words, "role changed");
+        self.events.note("role", "", format!("{} → {}: {words}", name(from), name(role)));
         if let Some(notifications) = &pair.notifications {
             notifications.send(role);
         }
@@ -368,6 +382,7 @@ impl Agent {
             // What was held back while the other node had the VIPs.
             self.reset_due();
         } else {
+            pair.hold = None;
             for reply in pair.failing_over.drain(..) {
                 let _ = reply.send(Ok(()));
             }

@@ -17,6 +17,10 @@ impl Agent {
         self.notifier.reloading(monotonic_ns());
         let result = self.try_reload().await;
         self.reloaded.note(result.is_ok());
+        match &result {
+            Ok(_) => self.events.note("config", "", "reloaded"),
+            Err(reason) => self.events.note("config", "", format!("reload refused: {reason}")),
+        }
         if result.is_err() {
             // The signal may have come from logrotate, whatever else the file says.
             self.reopen_flow_log();

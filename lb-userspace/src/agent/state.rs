@@ -28,7 +28,7 @@ use super::{
     world,
 };
 use crate::{
-    api::SocketFile,
+    api::{SocketFile, events::Events},
     dataplane::{Census, DataPlane, monotonic_ns},
     netlink::{Network, Touched, groups, hops::Hops, vip},
     probe::{Changed, Checks},
@@ -82,6 +82,8 @@ pub(super) struct Agent {
     pub(super) pair: Option<Pair>,
     /// Flows shared with other nodes; `None` if none are.
     pub(super) sync: Option<FlowSync>,
+    /// What has happened lately.
+    pub(super) events: Events,
     /// The way to systemd.
     pub(super) notifier: Notifier,
     /// Held while the agent lives.
@@ -133,6 +135,7 @@ impl Agent {
             told: Told::default(),
             pair: None,
             sync: None,
+            events: Events::default(),
             notifier,
             _socket: socket,
             _locks: locks,
@@ -143,6 +146,7 @@ impl Agent {
     pub(super) fn on_check(&mut self, changed: &Changed) {
         if let Some(flip) = &changed.flip {
             let (service, backend) = self.names(&changed.backend);
+            let subject = format!("{service}/{backend}");
             match flip.to {
                 State::Down => {
                     let (step, took) = changed.failed_step.unzip();
@@ -155,6 +159,8 @@ impl Agent {
                     info!(service, backend, address = %changed.backend.address, from = %flip.from, "backend is {state}");
                 }
             }
+            let why = if flip.to == State::Down { format!(": {}", flip.reason) } else { String::new() };
+            self.events.note("backend", subject, format!("{} → {}{why}", flip.from, flip.to));
         }
         if self.serving && (changed.flip.is_some() || changed.standing) {
             self.reconcile();
@@ -267,8 +273,14 @@ impl Agent {
         for (service, (before, now)) in self.config.services.iter().zip(before.iter().zip(&self.failing_open))
         {
             match (before, now) {
-                (false, true) => warn!(service = service.name, "no backend is healthy: failing open"),
-                (true, false) => info!(service = service.name, "no longer failing open"),
+                (false, true) => {
+                    warn!(service = service.name, "no backend is healthy: failing open");
+                    self.events.note("service", &service.name, "failing open: no backend is healthy");
+                }
+                (true, false) => {
+                    info!(service = service.name, "no longer failing open");
+                    self.events.note("service", &service.name, "no longer failing open");
+                }
                 _ => {}
             }
         }

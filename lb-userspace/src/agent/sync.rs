@@ -66,6 +66,10 @@ struct Stream {
     snapshot: Option<BTreeSet<(u16, u16)>>,
     was_synced: bool,
     flows: u32,
+    /// The interval that the peer is about to announce, and how many of its advertisements had it.
+    announced: Option<(Duration, u32)>,
+    /// What the peer reckons with.
+    confirmed: Option<Duration>,
 }
 
 impl FlowSync {
@@ -112,7 +116,7 @@ impl FlowSync {
     }
 
     /// In sync with every peer that there is a stream to, and there is one to each.
-    fn is_synced(&self) -> bool {
+    pub(super) fn is_synced(&self) -> bool {
         self.peers.iter().all(|link| link.stream.as_ref().is_some_and(|stream| stream.peer.is_synced()))
     }
 
@@ -217,6 +221,8 @@ impl Agent {
             snapshot: Some(BTreeSet::new()),
             was_synced: false,
             flows: 0,
+            announced: None,
+            confirmed: None,
         });
     }
 
@@ -229,6 +235,7 @@ impl Agent {
         link.stream = None;
         let said = trouble.to_string();
         if link.told.as_ref() != Some(&said) {
+            self.events.note("sync", link.address.to_string(), format!("no stream: {said}"));
             match trouble.failure() {
                 Some(_) => error!(peer = %link.address, reason = %said, "no flow sync"),
                 None => warn!(peer = %link.address, reason = %said, "no flow sync; trying again"),
@@ -242,6 +249,7 @@ impl Agent {
         let Some(link) = self.sync.as_mut().and_then(|sync| sync.peers.get_mut(number)) else { return };
         if link.told.as_deref() != Some(reason) {
             error!(peer = %link.address, reason, "flow sync ended");
+            self.events.note("sync", link.address.to_string(), format!("ended: {reason}"));
             link.told = Some(reason.to_owned());
         }
         link.stream = None;
@@ -296,6 +304,7 @@ impl Agent {
             let Some(stream) = &mut link.stream else { continue };
             if stream.peer.is_synced() && !std::mem::replace(&mut stream.was_synced, true) {
                 info!(peer = %link.address, "in sync");
+                self.events.note("sync", link.address.to_string(), "in sync");
             }
         }
         if is_synced && !is_active {
@@ -329,6 +338,16 @@ impl Agent {
         for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
             // One that does not read learns of the last one alone.
             stream.peer.say_last(Message::Advertisement { source, priority: beat.priority, interval_ms });
+        }
+        self.pump();
+    }
+
+    /// Says something to every peer.
+    pub(super) fn say_to_all(&mut self, message: &Message) {
+        let Some(sync) = &mut self.sync else { return };
+        for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
+            stream.confirmed = None;
+            stream.peer.say(message.clone());
         }
         self.pump();
     }

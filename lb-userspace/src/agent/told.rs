@@ -162,6 +162,7 @@ impl Agent {
             self.told.foreign.insert(*mac.octets(), Instant::now());
             let vip = vip.to_ip();
             warn!(%vip, %mac, "another host claims the VIP: find it by its MAC, and take the address away there");
+            self.events.note("vip", vip.to_string(), format!("claimed by another host, {mac}"));
         }
         if is_due(&mut self.told.defended, CONFLICT_PACE) {
             self.announce_vips();

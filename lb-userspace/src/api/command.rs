@@ -1,11 +1,12 @@
 //! What can be asked of the agent, and its answers.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    events::{Event, EventQuery},
     explain::{ExplainAnswer, ExplainQuery},
     status::Status,
 };
@@ -31,6 +32,10 @@ pub enum Command {
     Reload(oneshot::Sender<Result<ReloadAnswer, String>>),
     /// Hand the VIPs over; answered when this node has given them up.
     FailOver(oneshot::Sender<Result<(), String>>),
+    /// What `events` shows.
+    Events(EventQuery, oneshot::Sender<Vec<Event>>),
+    /// Keep the VIPs through a restart that takes so long; answered with how long they stay, ms.
+    Hold(Duration, oneshot::Sender<Result<u64, String>>),
     /// Whether traffic is served.
     Ready(oneshot::Sender<Result<(), String>>),
 }
@@ -60,6 +65,14 @@ impl Commands {
         self.0.send(command(reply)).await.map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
+}
+
+/// For how long to keep the VIPs.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldRequest {
+    /// Milliseconds.
+    pub ms: u64,
 }
 
 /// Begin or end draining.

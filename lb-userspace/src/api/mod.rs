@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod command;
+pub mod events;
 pub mod explain;
 pub mod metrics;
 mod server;

@@ -20,7 +20,11 @@ use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::{
-    command::{Command, Commands, DrainRequest, Draining, FlowQuery, Gone, RebalanceRequest, ResetRequest},
+    command::{
+        Command, Commands, DrainRequest, Draining, FlowQuery, Gone, HoldRequest, RebalanceRequest,
+        ResetRequest,
+    },
+    events::EventQuery,
     explain::ExplainQuery,
 };
 
@@ -32,6 +36,7 @@ pub fn socket_router(commands: Commands) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/flows", get(flows))
+        .route("/events", get(events))
         .route("/explain", get(explain))
         .route("/drain", post(drain))
         .route("/undrain", post(undrain))
@@ -39,6 +44,7 @@ pub fn socket_router(commands: Commands) -> Router {
         .route("/rebalance", post(rebalance))
         .route("/reload", post(reload))
         .route("/failover", post(fail_over))
+        .route("/hold", post(hold))
         .fallback(nothing_here)
         .with_state(commands)
 }
@@ -205,6 +211,25 @@ async fn reload(State(commands): State<Commands>) -> Answer<impl Serialize> {
 async fn fail_over(State(commands): State<Commands>) -> Answer<impl Serialize> {
     let answer = commands.ask(Command::FailOver).await.map_err(Refusal::from)?;
     answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn hold(
+    State(commands): State<Commands>,
+    request: Result<Json<HoldRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
+    let Json(request) = request.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+    let time = Duration::from_millis(request.ms);
+    let answer = commands.ask(|reply| Command::Hold(time, reply)).await.map_err(Refusal::from)?;
+    answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn events(
+    State(commands): State<Commands>,
+    query: Result<Query<EventQuery>, QueryRejection>,
+) -> Answer<impl Serialize> {
+    let Query(query) = query.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+    let answer = commands.ask(|reply| Command::Events(query, reply)).await;
+    answer.map(Json).map_err(Refusal::from)
 }
 
 async fn metrics(State(commands): State<Commands>) -> Result<impl IntoResponse, Refusal> {

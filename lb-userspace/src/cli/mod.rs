@@ -4,9 +4,11 @@ mod check_config;
 mod completions;
 mod detach;
 mod drain;
+mod events;
 mod explain;
 mod failover;
 mod flows;
+mod hold;
 mod rebalance;
 mod reload;
 mod reset;
@@ -50,7 +52,9 @@ enum Command {
     Reset(reset::Reset),
     Rebalance(rebalance::Rebalance),
     Reload(reload::Reload),
+    Events(events::Events),
     Failover(failover::Failover),
+    Hold(hold::Hold),
     Detach(detach::Detach),
     Completions(completions::Completions),
 }
@@ -73,7 +77,9 @@ impl Cli {
             Command::Reset(reset) => reset.run(&socket()),
             Command::Rebalance(rebalance) => rebalance.run(&socket()),
             Command::Reload(reload) => reload.run(&socket()),
+            Command::Events(events) => events.run(&socket()),
             Command::Failover(failover) => failover.run(&socket()),
+            Command::Hold(hold) => hold.run(&socket()),
             Command::Detach(detach) => detach.run(),
             Command::Completions(completions) => {
                 completions.run();

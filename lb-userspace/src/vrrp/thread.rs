@@ -46,6 +46,8 @@ pub(super) struct Turn {
     told: HashMap<Trouble, Duration>,
     /// When the next advertisement is due, if it is for the beat alone.
     due: Option<Duration>,
+    /// The lease is to outlive this thread.
+    leaves: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,6 +82,7 @@ impl Turn {
             macs: HashMap::new(),
             told: HashMap::new(),
             due: None,
+            leaves: false,
         };
         // One that begins as backup owns nothing, whatever the map says.
         if turn.machine.role() != Role::Active {
@@ -97,7 +100,7 @@ impl Turn {
                 self.tell(News::NotRealtime(what, error.to_string()));
             }
         }
-        while self.machine.role() != Role::Stopped {
+        while self.machine.role() != Role::Stopped && !self.leaves {
             // Before the lease is looked at: what is granted in this turn is granted as of now, so that a revocation that
             // comes after the look is not undone.
             let now = now();
@@ -109,6 +112,9 @@ impl Turn {
                 self.obey(now, order);
             }
             self.beat(now);
+            if self.leaves {
+                return;
+            }
             let next = self.machine.next_wake();
             self.due = next;
             self.sockets.wait(&self.waker, next.map(|next| next.saturating_sub(self::now())));
@@ -200,6 +206,11 @@ impl Turn {
                 self.machine.confirm_interval(interval);
                 vec![]
             }
+            Order::Leave => {
+                self.leaves = true;
+                vec![]
+            }
+            Order::Stop if self.leaves => vec![],
             Order::Stop => self.machine.stop(),
         };
         self.carry_out(now, actions);

@@ -55,10 +55,30 @@ impl Agent {
                     checksum: Checksum::PseudoHeader,
                     other_list: false,
                 };
+                // By the second one the thread has dealt with the first.
+                if let Some((awaited, heard)) = &mut stream.announced
+                    && interval >= *awaited
+                {
+                    *heard += 1;
+                    if *heard == 2 {
+                        let ms = u32::try_from(awaited.as_millis()).unwrap_or(u32::MAX);
+                        stream.peer.say(Message::IntervalConfirmed(ms));
+                        stream.announced = None;
+                    }
+                }
                 self.tell_pair(Order::Heard(advertisement));
                 return Ok(());
             }
-            Some(Event::Interval(_) | Event::IntervalConfirmed(_)) | None => {}
+            Some(Event::Interval(interval)) => stream.announced = Some((interval, 0)),
+            Some(Event::IntervalConfirmed(interval)) => {
+                stream.confirmed = Some(interval);
+                let sync = self.sync.iter().flat_map(|sync| &sync.peers);
+                let mut streams = sync.map(|link| link.stream.as_ref().and_then(|stream| stream.confirmed));
+                if streams.all(|confirmed| confirmed == Some(interval)) {
+                    self.on_all_confirmed(interval);
+                }
+            }
+            None => {}
         }
         self.follow_sync();
         Ok(())

@@ -2,10 +2,26 @@
 
 use std::{
     fmt::Write as _,
+    fs, io,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
 };
 
 use crate::{CLIENT_PORT, Cluster, Host, Member, VIP, VIP6};
+
+/// Where nodes listen for each other.
+const SYNC_PORT: u16 = 3780;
+
+/// A file that only its owner can read.
+///
+/// # Errors
+///
+/// If it cannot be written.
+pub fn secret_file(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    io::Write::write_all(&mut file, contents)
+}
 
 /// A config under construction.
 #[derive(Debug, Clone)]
@@ -141,6 +157,18 @@ impl Config {
     pub fn numbered(self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         let numbered = addresses.into_iter().enumerate();
         numbered.fold(self, |config, (number, address)| config.backend(&format!("b{number}"), address))
+    }
+
+    /// The whole text for a node of a pair, which shares its flows with the other one by the key in a file.
+    pub fn pair_text(&self, hosts: (&Host, &Host), priority: u8, interval: &str, key: &Path) -> String {
+        let address = |host: &Host| SocketAddr::from((host.address(), SYNC_PORT));
+        format!(
+            "{}\n[vrrp]\npriority = {priority}\nadvert_interval = {interval:?}\n[sync]\nlisten = \"{}\"\npeer = \"{}\"\n\
+             key_file = {key:?}\n",
+            self.text(),
+            address(hosts.0),
+            address(hosts.1)
+        )
     }
 
     /// The whole text.

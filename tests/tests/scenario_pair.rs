@@ -5,8 +5,6 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -15,6 +13,7 @@ use std::{
 use anyhow::ensure;
 use etcd_lb_tests::{
     Balancer, CLIENT_PORT, Config, Lab, Topology, VIP,
+    config::secret_file,
     echo::{BusyClients, EchoServer},
     eventually,
     frames::arp_request,
@@ -26,13 +25,6 @@ use lb_core::vrrp::{Checksum, Family, Version, VirtualRouter, packet};
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(20);
-const SYNC_PORT: u16 = 3780;
-
-/// A file that only its owner can read.
-fn secret_file(path: &Path, contents: &[u8]) {
-    fs::write(path, contents).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
-}
 
 /// Says something on a connection, and gets it back.
 fn exchange(stream: &mut TcpStream) {
@@ -62,14 +54,13 @@ impl Pair {
             .map(|name| EchoServer::start(lab.host(name), CLIENT_PORT).unwrap())
             .collect();
         let key = lab.dir().join("run").join("sync.key");
-        secret_file(&key, &[7; 32]);
+        secret_file(&key, &[7; 32]).unwrap();
         let config = |node: &str, other: &str, priority: u8| {
             let config = Config::echo(lab.host(node)).numbered(servers.iter().map(EchoServer::address));
-            let vrrp = format!("[vrrp]\npriority = {priority}\nadvert_interval = {interval:?}\n");
-            let address = |node: &str| SocketAddr::from((lab.host(node).address(), SYNC_PORT));
-            let (listen, peer) = (address(node), address(other));
-            let sync = format!("[sync]\nlisten = \"{listen}\"\npeer = \"{peer}\"\nkey_file = {key:?}\n");
-            format!("{}\n{vrrp}{}", config.text(), if clients > 0 { sync } else { String::new() })
+            if clients > 0 {
+                return config.pair_text((lab.host(node), lab.host(other)), priority, interval, &key);
+            }
+            format!("{}\n[vrrp]\npriority = {priority}\nadvert_interval = {interval:?}\n", config.text())
         };
         let nodes = [("lb1", "lb2", 200), ("lb2", "lb1", 100)].map(|(node, other, priority)| {
             Balancer::start(lab.host(node), &config(node, other, priority)).unwrap()
@@ -317,9 +308,9 @@ fn a_node_that_is_held_is_restarted_without_a_takeover() {
         let said = pair.nodes[0].cli(&["hold", "--for", "8"]).unwrap();
         let since = Instant::now();
         if stop {
-            pair.nodes[0].stop().unwrap()
+            pair.nodes[0].stop().unwrap();
         } else {
-            pair.nodes[0].kill().unwrap()
+            pair.nodes[0].kill().unwrap();
         }
         thread::sleep(Duration::from_secs(2));
         pair.wait_role(1, "backup");

@@ -364,8 +364,11 @@ impl Agent {
         self.pump();
     }
 
-    /// Hands the VIPs over as soon as the other nodes have every flow.
+    /// Hands the VIPs over, if they are here, as soon as the other nodes have every flow.
     pub(super) fn hand_over(&mut self, is_asked_for: bool) {
+        if !self.is_active() {
+            return;
+        }
         match &mut self.sync {
             Some(sync) => {
                 sync.handover.get_or_insert((now() + HANDOVER_PATIENCE, is_asked_for));

@@ -5,7 +5,7 @@ use std::{path::Path, time::SystemTime};
 use clap::Args;
 use etcd_lb::api::{
     client,
-    status::{self, BackendStatus, ServiceStatus},
+    status::{self, BackendStatus, PeerStatus, ServiceStatus},
     timestamp,
 };
 
@@ -51,6 +51,7 @@ fn render(status: &status::Status, now: SystemTime, colours: bool) -> String {
         units::count(status.flow_table.used),
         units::count(status.flow_table.capacity),
     );
+    text.extend(status.peer.as_ref().map(peer_line));
     for service in &status.services {
         text.push('\n');
         text.push_str(&headline(service));
@@ -62,6 +63,18 @@ fn render(status: &status::Status, now: SystemTime, colours: bool) -> String {
         }
     }
     text
+}
+
+/// Of several peers the worst.
+fn peer_line(peer: &PeerStatus) -> String {
+    let state = match (peer.connected, peer.synced) {
+        (false, _) => "NOT CONNECTED: a takeover would break connections",
+        (true, false) => "connected, not in sync yet",
+        (true, true) => "in sync",
+    };
+    let lag =
+        peer.lag_ms.filter(|_| peer.connected).map(|ms| format!(", {} behind", units::milliseconds(ms)));
+    format!("peer {}: {state}{}\n", peer.address, lag.unwrap_or_default())
 }
 
 fn headline(service: &ServiceStatus) -> String {

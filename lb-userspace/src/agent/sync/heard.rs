@@ -42,11 +42,7 @@ impl Agent {
             }
             Some(Event::Free { place, nat_port }) => self.on_free(number, &place, nat_port)?,
             Some(Event::SnapshotEnd { flows }) => self.on_snapshot_end(number, flows)?,
-            Some(Event::AskForVips) => {
-                if self.is_active() {
-                    self.hand_over(true);
-                }
-            }
+            Some(Event::AskForVips) => self.hand_over(true),
             Some(Event::Advertisement { source, priority, interval }) => {
                 let advertisement = Advertisement {
                     source,

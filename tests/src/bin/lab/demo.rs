@@ -14,11 +14,11 @@ use etcd_lb_tests::{
 use crate::narrator::Narrator;
 
 /// Clients that stay connected: enough that each member has some.
-const CLIENTS: usize = 12;
+pub(crate) const CLIENTS: usize = 12;
 /// Answers awaited from every client before and after something is broken.
-const ANSWERS: u64 = 10;
+pub(crate) const ANSWERS: u64 = 10;
 /// Longest wait for any one thing.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run() -> Result<()> {
     let mut narrator = Narrator::new();
@@ -29,16 +29,21 @@ pub(crate) fn run() -> Result<()> {
     stage.member_dies(&mut narrator)?;
     stage.member_returns(&mut narrator)?;
     stage.agent_dies(&mut narrator)?;
+    stage.becomes_a_pair(&mut narrator)?;
+    stage.node_dies(&mut narrator)?;
+    stage.node_returns(&mut narrator)?;
     narrator.step("Done", "The lab goes away with everything in it.");
     Ok(())
 }
 
-struct Stage {
+pub(crate) struct Stage {
     // Dropped in this order: what runs in the lab, then the lab.
-    balancer: Balancer,
-    cluster: Cluster,
-    client: Host,
-    lab: Lab,
+    pub(crate) balancer: Balancer,
+    /// The other node of the pair.
+    pub(crate) other: Option<Balancer>,
+    pub(crate) cluster: Cluster,
+    pub(crate) client: Host,
+    pub(crate) lab: Lab,
 }
 
 impl Stage {
@@ -53,7 +58,7 @@ impl Stage {
              {0:45}└── etcd-3 10.0.1.13",
             ""
         ));
-        let lab = Lab::start("demo", &Topology::standard().without("lb2").without("client-2"))?;
+        let lab = Lab::start("demo", &Topology::standard().without("client-2"))?;
         let cluster = Cluster::start(&lab)?;
         narrator.say(&format!("The cluster is up; {} leads.", cluster.leader()?));
 
@@ -67,7 +72,7 @@ impl Stage {
             balancer.wait_backend(member.name(), "healthy", LIMIT)?;
         }
         narrator.show("ip link show dev eth0", host.command("ip").args(["link", "show", "dev", "eth0"]))?;
-        Ok(Self { client: lab.host("client-1").clone(), balancer, cluster, lab })
+        Ok(Self { client: lab.host("client-1").clone(), balancer, other: None, cluster, lab })
     }
 
     fn etcd_through_the_vip(&self, narrator: &mut Narrator) -> Result<()> {
@@ -197,7 +202,7 @@ impl Stage {
         Ok(())
     }
 
-    fn fleet(&self) -> Result<Fleet> {
+    pub(crate) fn fleet(&self) -> Result<Fleet> {
         let options = Options {
             clients: CLIENTS,
             interval: Duration::from_millis(20),
@@ -220,6 +225,6 @@ impl Stage {
     }
 }
 
-fn milliseconds(time: Option<Duration>) -> String {
+pub(crate) fn milliseconds(time: Option<Duration>) -> String {
     time.map_or_else(|| "–".to_owned(), |time| format!("{} ms", time.as_millis()))
 }

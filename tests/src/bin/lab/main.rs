@@ -2,6 +2,7 @@
 //! `cargo xtask lab` and `cargo xtask demo` build and run it.
 
 mod demo;
+mod demo_pair;
 mod narrator;
 
 use std::{os::unix::process::CommandExt as _, process::ExitCode, time::Duration};

@@ -4,6 +4,7 @@
 
 mod frame;
 mod guard;
+mod sync;
 mod vrrp;
 
 use std::{
@@ -34,6 +35,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", seeds: config_seeds, run: config },
     Target { name: "claimant", seeds: claimant_seeds, run: claimant },
     Target { name: "vrrp", seeds: vrrp::seeds, run: vrrp::run },
+    Target { name: "sync-channel", seeds: sync::channel_seeds, run: sync::channel },
+    Target { name: "sync-message", seeds: sync::message_seeds, run: sync::message },
 ];
 
 /// Octets of an input at most.

@@ -34,9 +34,17 @@ fn vrrp() {
 }
 
 #[test]
+fn sync_channel() {
+    target("sync-channel");
+}
+
+#[test]
+fn sync_message() {
+    target("sync-message");
+}
+
+#[test]
 fn each_target_is_run() {
-    assert_eq!(
-        TARGETS.iter().map(|target| target.name).collect::<Vec<_>>(),
-        ["frame", "config", "claimant", "vrrp"]
-    );
+    let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+    assert_eq!(names, ["frame", "config", "claimant", "vrrp", "sync-channel", "sync-message"]);
 }

@@ -9,6 +9,7 @@ use etcd_lb_tests::{
     echo::EchoServer,
     eventually,
     keepalived::{Keepalived, Settings},
+    owner::OwnerWatch,
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -159,4 +160,60 @@ fn version_3_over_ipv6() {
 fn version_2_with_a_password() {
     let settings = Settings { version: 2, interval: "1", password: Some("secret12"), ..V3 };
     both_roles("ka_v2", settings);
+}
+
+/// How long nobody answers for the VIP when its owner is killed: two of etcd-lb, then two of keepalived, at one interval.
+#[test]
+fn takeovers_beside_keepalived() {
+    for (ms, interval) in [(1000, "1"), (100, "0.1"), (20, "0.02")] {
+        let ours = killed_pair_of_ours(&format!("beside_ours_{ms}"), &format!("{ms}ms"));
+        let theirs = killed_pair_of_keepalived(&format!("beside_ka_{ms}"), interval);
+        println!("killed at {ms} ms: etcd-lb {ours:?}, keepalived {theirs:?}");
+        let promise = Duration::from_millis(3 * ms + ms * 156 / 256);
+        assert!(ours < promise + Duration::from_millis(500), "{ours:?}, promised {promise:?}");
+    }
+}
+
+fn killed_pair_of_ours(name: &str, interval: &str) -> Duration {
+    let lab = Lab::start(name, &Topology::standard().without("client-2").without("etcd-2").without("etcd-3"))
+        .unwrap();
+    let server = EchoServer::start(lab.host("etcd-1"), CLIENT_PORT).unwrap();
+    let start = |host: &str, priority: u8| {
+        let config = Config::echo(lab.host(host)).numbered([server.address()]).text();
+        let vrrp = format!("[vrrp]\npriority = {priority}\nadvert_interval = {interval:?}\n");
+        Balancer::start(lab.host(host), &format!("{config}\n{vrrp}")).unwrap()
+    };
+    let (mut stronger, weaker) = (start("lb1", 200), start("lb2", 100));
+    let watch = OwnerWatch::start(lab.host("client-1")).unwrap();
+    let macs = ["lb1", "lb2"].map(|host| lab.host(host).mac().unwrap());
+    wait_owner(&watch, macs[0], Instant::now());
+    let since = Instant::now();
+    stronger.kill().unwrap();
+    let taken = wait_owner(&watch, macs[1], since) - since;
+    drop(weaker);
+    taken
+}
+
+fn killed_pair_of_keepalived(name: &str, interval: &'static str) -> Duration {
+    let lab = Lab::start(name, &Topology::standard().without("client-2").without("etcd-2").without("etcd-3"))
+        .unwrap();
+    let start = |host: &str, priority| {
+        Keepalived::start(lab.host(host), &Settings { priority, interval, ..V3 }).unwrap()
+    };
+    let (stronger, weaker) = (start("lb1", 200), start("lb2", 100));
+    let watch = OwnerWatch::start(lab.host("client-1")).unwrap();
+    let macs = ["lb1", "lb2"].map(|host| lab.host(host).mac().unwrap());
+    wait_owner(&watch, macs[0], Instant::now());
+    let since = Instant::now();
+    stronger.kill().unwrap();
+    let taken = wait_owner(&watch, macs[1], since) - since;
+    drop(weaker);
+    taken
+}
+
+fn wait_owner(watch: &OwnerWatch, mac: [u8; 6], since: Instant) -> Instant {
+    eventually(LIMIT, "the node answers for the VIP", || {
+        watch.first(mac, since).ok_or_else(|| anyhow::anyhow!("{:?} does", watch.owner()))
+    })
+    .unwrap()
 }

@@ -92,7 +92,7 @@ pub enum Message {
     Interval(u32),
     /// The sender reckons with that.
     IntervalConfirmed(u32),
-    /// The sender, active, has advertised just now; for a node that VRRP's packets do not reach.
+    /// The sender, active, has advertised just now, or (priority 0) given up; for a node that VRRP's packets do not reach.
     Advertisement {
         source: IpAddr,
         priority: u8,

@@ -62,7 +62,7 @@ pub enum Event {
     Interval(Duration),
     /// It reckons with the interval.
     IntervalConfirmed(Duration),
-    /// It is active, and has advertised just now.
+    /// It is active, and has advertised just now; with priority 0: it was, and has given up.
     Advertisement { source: IpAddr, priority: u8, interval: Duration },
 }
 
@@ -316,8 +316,8 @@ impl Peer {
             Message::AskForVips => Event::AskForVips,
             Message::Interval(ms) => Event::Interval(Duration::from_millis(ms.into())),
             Message::IntervalConfirmed(ms) => Event::IntervalConfirmed(Duration::from_millis(ms.into())),
-            Message::Advertisement { interval_ms: 0, .. } | Message::Advertisement { priority: 0, .. } => {
-                return Err(Violation("an advertisement without an interval or a priority"));
+            Message::Advertisement { interval_ms: 0, .. } => {
+                return Err(Violation("an advertisement without an interval"));
             }
             Message::Advertisement { source, priority, interval_ms } => {
                 Event::Advertisement { source, priority, interval: Duration::from_millis(interval_ms.into()) }

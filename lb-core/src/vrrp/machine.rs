@@ -364,7 +364,9 @@ impl Machine {
         let mut actions = Vec::new();
         if self.role() == Role::Active {
             self.give_up(&mut actions);
-            self.state = self.backup(now);
+            // The peer's own down interval is longer than that of a stronger node: should the priority of 0 be lost, this
+            // one is not to be first.
+            self.state = self.backup(now + self.down(self.settings.interval));
             // Whoever asked has the higher priority: there is nothing to hold back.
             self.yielded = !is_asked_for;
             let why = if is_asked_for { Why::AskedFor } else { Why::Failover };

@@ -223,11 +223,11 @@ impl Turn {
                 Action::Grant { granted_at, deadline } => self.setup.lease.grant(granted_at, deadline),
                 Action::Advertise { priority, interval } => {
                     let is_out = self.advertise(now, priority, interval);
+                    if is_out {
+                        // Only the last one counts: nothing piles up.
+                        let _nobody_listens = self.agent.beats.send(Some(Beat { priority, interval }));
+                    }
                     if priority != STOPPED {
-                        if is_out {
-                            // Only the last one counts: nothing piles up.
-                            let _nobody_listens = self.agent.beats.send(Some(Beat { priority, interval }));
-                        }
                         let next = self.machine.sent(self::now(), now, is_out);
                         self.carry_out(now, next);
                     }

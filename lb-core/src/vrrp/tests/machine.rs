@@ -251,6 +251,13 @@ fn after_a_failover_the_weaker_node_keeps_the_vips_until_it_dies() {
 }
 
 #[test]
+fn after_a_failover_the_other_node_has_twice_the_time() {
+    let (mut machine, now) = active(settings());
+    machine.fail_over(now, false);
+    assert_eq!(machine.next_wake(), Some(now + 2 * DOWN));
+}
+
+#[test]
 fn preemption_of_our_own_kind_is_asked_for() {
     let mut machine = backup(settings());
     machine.set_preemption(Preemption::ByAsking);

@@ -1,0 +1,205 @@
+//! Flow sync between nodes that differ, between three, and what follows a change of role.
+#![allow(clippy::unwrap_used, reason = "also in the helpers a failure is the test's")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use etcd_lb_tests::{
+    Balancer, CLIENT_PORT, Config, Lab, Role, Topology, VIP, config::secret_file, echo::EchoServer,
+    eventually, owner::OwnerWatch,
+};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const INTERVAL: &str = "100ms";
+
+/// Hosts, servers, and a key.
+struct Scene {
+    servers: Vec<EchoServer>,
+    key: PathBuf,
+    lab: Lab,
+}
+
+impl Scene {
+    fn new(name: &str, topology: &Topology) -> Self {
+        let lab = Lab::start(name, topology).unwrap();
+        let servers =
+            ["etcd-1", "etcd-2"].map(|name| EchoServer::start(lab.host(name), CLIENT_PORT).unwrap());
+        let key = lab.dir().join("run").join("sync.key");
+        secret_file(&key, &[7; 32]).unwrap();
+        Self { servers: servers.into(), key, lab }
+    }
+
+    fn pair(name: &str) -> Self {
+        Self::new(name, &Topology::standard().without("client-2").without("etcd-3"))
+    }
+
+    fn config(&self, node: &str) -> Config {
+        Config::echo(self.lab.host(node)).numbered(self.servers.iter().map(EchoServer::address))
+    }
+
+    fn text(&self, config: &Config, node: &str, other: &str, priority: u8) -> String {
+        config.pair_text((self.lab.host(node), self.lab.host(other)), priority, INTERVAL, &self.key)
+    }
+
+    fn start(&self, node: &str, text: &str) -> Balancer {
+        Balancer::start(self.lab.host(node), text).unwrap()
+    }
+
+    fn connect(&self, port: u16) -> TcpStream {
+        let to = SocketAddr::from((VIP, port));
+        let mut stream = self.lab.host("client-1").run(|| TcpStream::connect_timeout(&to, LIMIT)).unwrap();
+        exchange(&mut stream);
+        stream
+    }
+}
+
+fn exchange(stream: &mut TcpStream) {
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.write_all(b"hello").unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
+}
+
+fn log(balancer: &mut Balancer) -> String {
+    fs::read_to_string(balancer.process().unwrap().log()).unwrap()
+}
+
+fn wait_log(balancer: &mut Balancer, words: &[&str]) {
+    eventually(LIMIT, &format!("the log says {words:?}"), || {
+        let log = log(balancer);
+        ensure!(words.iter().all(|word| log.contains(word)), "{log}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn wait(balancer: &Balancer, what: &str, is: impl Fn(&serde_json::Value) -> bool) {
+    eventually(LIMIT, what, || {
+        let status = balancer.status()?;
+        ensure!(is(&status), "{status}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn wait_synced(balancer: &Balancer) {
+    wait(balancer, "in sync", |status| status["peer"]["synced"] == true);
+}
+
+#[test]
+fn another_key_and_another_seed_are_refused_by_both_sides() {
+    let scene = Scene::pair("sync_refused");
+    let mut ours = scene.start("lb1", &scene.text(&scene.config("lb1"), "lb1", "lb2", 200));
+    let other_key = scene.lab.dir().join("run").join("other.key");
+    secret_file(&other_key, &[8; 32]).unwrap();
+    let text = scene.text(&scene.config("lb2"), "lb2", "lb1", 100);
+    let text = text.replace("sync.key", "other.key");
+    let mut theirs = scene.start("lb2", &text);
+    for node in [&mut ours, &mut theirs] {
+        wait_log(node, &["no flow sync", "the keys differ: copy `sync.key_file` from one node to the other"]);
+        let failures = node.metric("etcd_lb_sync_failures_total", "\"wrong_key\"").unwrap();
+        assert!(failures >= 1.0, "{failures}");
+        assert_eq!(node.status().unwrap()["peer"]["connected"], false);
+    }
+    theirs.stop().unwrap();
+
+    let seed = scene.lab.dir().join("run").join("seed");
+    secret_file(&seed, b"another seed, that is long enough").unwrap();
+    let config = scene.config("lb2").top(&format!("hash_seed_file = {seed:?}"));
+    let mut theirs = scene.start("lb2", &scene.text(&config, "lb2", "lb1", 100));
+    for node in [&mut ours, &mut theirs] {
+        wait_log(node, &["flow sync ended", "use the same `hash_seed_file` on both nodes"]);
+        assert_eq!(node.status().unwrap()["peer"]["synced"], false);
+    }
+}
+
+#[test]
+fn nodes_with_other_services_share_what_both_have() {
+    let scene = Scene::pair("sync_services");
+    let second = EchoServer::start(scene.lab.host("etcd-1"), 6443).unwrap();
+    let more = Config::echo(scene.lab.host("lb1")).name("more").port(6443).addresses([second.address()]);
+    let text = scene.text(&scene.config("lb1"), "lb1", "lb2", 200);
+    let text = text.replace("\n[vrrp]", &format!("\n{}\n[vrrp]", more.service_text()));
+    let mut ours = scene.start("lb1", &text);
+    let mut theirs = scene.start("lb2", &scene.text(&scene.config("lb2"), "lb2", "lb1", 100));
+    wait_synced(&ours);
+    wait_log(&mut ours, &["the other node does not have this service", "10.0.1.100:6443"]);
+    wait_log(&mut theirs, &["only the other node has this service", "10.0.1.100:6443"]);
+    wait(&ours, "active", |status| status["role"] == "active" && status["fenced"] == false);
+    let mut stream = scene.connect(CLIENT_PORT);
+    let mut lost = scene.connect(6443);
+    wait(&theirs, "the shared flow is there", |status| status["flow_table"]["used"] == 1);
+    ours.kill().unwrap();
+    wait(&theirs, "active", |status| status["role"] == "active");
+    exchange(&mut stream);
+    // Nobody else has this service: its port is closed.
+    lost.set_read_timeout(Some(LIMIT)).unwrap();
+    let _ = lost.write_all(b"hello");
+    assert!(lost.read(&mut [0; 5]).map_or(true, |read| read == 0), "it cannot go on");
+}
+
+#[test]
+fn three_nodes_each_have_every_flow() {
+    let topology = Topology::standard().without("client-2").without("etcd-3").with(Role::Balancer, "lb3", 4);
+    let scene = Scene::new("sync_three", &topology);
+    let names = ["lb1", "lb2", "lb3"];
+    let text = |n: usize| {
+        let others = names.iter().filter(|name| **name != names[n]);
+        let peers: Vec<String> =
+            others.map(|name| format!("\"{}:3780\"", scene.lab.host(name).address())).collect();
+        let text = scene.text(&scene.config(names[n]), names[n], names[(n + 1) % 3], 200 - 50 * n as u8);
+        let peer = text.lines().find(|line| line.starts_with("peer = ")).unwrap();
+        text.replace(peer, &format!("peer = [{}]", peers.join(", ")))
+    };
+    let mut nodes: Vec<Balancer> = (0..3).map(|n| scene.start(names[n], &text(n))).collect();
+    nodes.iter().for_each(wait_synced);
+    wait(&nodes[0], "active", |status| status["role"] == "active" && status["fenced"] == false);
+    let mut streams: Vec<TcpStream> = (0..10).map(|_| scene.connect(CLIENT_PORT)).collect();
+    for node in &nodes[1..] {
+        wait(node, "it has every flow", |status| status["flow_table"]["used"] == 10);
+    }
+    let watch = OwnerWatch::start(scene.lab.host("client-1")).unwrap();
+    for dead in 0..2 {
+        let since = Instant::now();
+        nodes[dead].kill().unwrap();
+        wait(&nodes[dead + 1], "the next one is active", |status| status["role"] == "active");
+        streams.iter_mut().for_each(exchange);
+        println!("{} killed: 10 connections go on after {:?}", names[dead], since.elapsed());
+    }
+    assert_eq!(watch.disputed(), [0u64; 0]);
+}
+
+#[test]
+fn a_program_is_told_of_each_role_and_a_node_without_backends_yields() {
+    let scene = Scene::pair("sync_notify");
+    let (told, program) =
+        (scene.lab.dir().join("run").join("told"), scene.lab.dir().join("run").join("notify"));
+    fs::write(&program, format!("#!/bin/sh\necho \"$1\" >> {}\n", told.display())).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // Its checks go to a port where nobody answers, once the firewall is up.
+    let tracked = |text: String| {
+        text.replace("[vrrp]\n", &format!("[vrrp]\ntrack_healthy_backends = 150\nnotify = {program:?}\n"))
+    };
+    let mut ours = scene.start("lb1", &tracked(scene.text(&scene.config("lb1"), "lb1", "lb2", 200)));
+    let theirs = scene.start("lb2", &scene.text(&scene.config("lb2"), "lb2", "lb1", 100));
+    wait_synced(&ours);
+    wait(&ours, "active", |status| status["role"] == "active" && status["fenced"] == false);
+    let rules = ["etcd-1", "etcd-2"].map(|host| format!("iifname \"lb1\" oifname \"{host}\" drop"));
+    scene.lab.filter(&rules.join("; ")).unwrap();
+    wait(&theirs, "the node that sees its backends is active", |status| status["role"] == "active");
+    wait(&ours, "backup", |status| status["role"] == "backup");
+    scene.lab.filter("counter").unwrap();
+    wait(&ours, "active again", |status| status["role"] == "active");
+    ours.stop().unwrap();
+    let roles = eventually(LIMIT, "the program was told", || {
+        let told = fs::read_to_string(&told)?;
+        ensure!(told.ends_with("stopped\n"), "{told}");
+        Ok(told)
+    });
+    assert_eq!(roles.unwrap(), "active\nbackup\nactive\nstopped\n");
+}

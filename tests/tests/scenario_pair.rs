@@ -82,6 +82,18 @@ impl Pair {
             pair.idle = (0..clients).map(|_| connect()).collect();
             pair.idle.iter_mut().for_each(exchange);
             pair.busy = Some(busy);
+            // One that is made in the last 10 ms before its balancer dies may be lost; these are older.
+            let since = Instant::now();
+            eventually(LIMIT, "the backup has every flow", || {
+                let used = pair.nodes[1].status()?["flow_table"]["used"].as_u64();
+                ensure!(used >= Some(2 * clients as u64), "it has {used:?}");
+                Ok(())
+            })
+            .unwrap();
+            println!(
+                "the backup has every flow {:?} after the last was used (promised 10 ms)",
+                since.elapsed()
+            );
         }
         pair
     }
@@ -235,12 +247,18 @@ fn the_vip_moves_within_its_promise_at_100_ms() {
 
 #[test]
 fn the_vip_moves_within_its_promise_at_20_ms() {
-    takeovers("pair_20", "20ms", 0);
+    takeovers("pair_20", "20ms", 20);
 }
 
 #[test]
 fn no_connection_breaks_when_the_vip_moves() {
-    takeovers("pair_sync", "100ms", 50);
+    takeovers("pair_sync", "100ms", if cfg!(feature = "long") { 100 } else { 50 });
+}
+
+#[cfg(feature = "long")]
+#[test]
+fn no_connection_breaks_when_the_vip_moves_slowly() {
+    takeovers("pair_slow", "1000ms", 100);
 }
 
 /// Connects once more, for a connection that is watched through what follows.

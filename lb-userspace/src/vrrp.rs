@@ -11,7 +11,7 @@
 //! busy with, and it writes neither logs nor files, which may block. Should the process hang, the lease runs out by itself.
 
 mod figures;
-mod realtime;
+pub mod realtime;
 mod sockets;
 mod thread;
 

@@ -82,20 +82,25 @@ impl Pair {
             pair.idle = (0..clients).map(|_| connect()).collect();
             pair.idle.iter_mut().for_each(exchange);
             pair.busy = Some(busy);
-            // One that is made in the last 10 ms before its balancer dies may be lost; these are older.
-            let since = Instant::now();
-            eventually(LIMIT, "the backup has every flow", || {
-                let used = pair.nodes[1].status()?["flow_table"]["used"].as_u64();
-                ensure!(used >= Some(2 * clients as u64), "it has {used:?}");
-                Ok(())
-            })
-            .unwrap();
-            println!(
-                "the backup has every flow {:?} after the last was used (promised 10 ms)",
-                since.elapsed()
-            );
+            pair.wait_copied(2 * clients);
         }
         pair
+    }
+
+    /// One that is made in the last 10 ms before its balancer dies may be lost: waits until the backup has so many.
+    fn wait_copied(&self, flows: usize) {
+        let since = Instant::now();
+        eventually(LIMIT, "the backup has every flow", || {
+            let used = self.nodes[1].status()?["flow_table"]["used"].as_u64();
+            ensure!(used >= Some(flows as u64), "it has {used:?}");
+            Ok(())
+        })
+        .unwrap();
+        println!(
+            "the backup has every flow {:?} after the last was used, as its status shows; the lag is {} ms (promised 10)",
+            since.elapsed(),
+            self.nodes[0].status().unwrap()["peer"]["lag_ms"]
+        );
     }
 
     fn wait_synced(&self) {
@@ -290,6 +295,7 @@ fn a_cut_link_between_the_nodes_heals() {
     println!("healed: in sync after {:?} (promised 2 s)", since.elapsed());
     pair.assert_unbroken("after the link has healed");
     more_idle(&mut pair);
+    pair.wait_copied(41);
     let since = Instant::now();
     pair.nodes[0].kill().unwrap();
     pair.takeover("killed after that", 1, since, 3 * pair.interval + pair.interval * 156 / 256);

@@ -26,7 +26,7 @@ use crate::{
     api::{metrics::PairFigures, status},
     dataplane::{LeaseMap, monotonic_ns},
     netlink::{Link, Mirror, vip},
-    vrrp::{News, Order, Setup, Vrrp},
+    vrrp::{News, Order, Setup, Vrrp, realtime},
 };
 
 /// A node of a pair.
@@ -150,6 +150,9 @@ impl Agent {
         let is_held = lease.held(now()).is_some();
         if !is_held {
             lease.drop_now();
+        }
+        if let Err(error) = realtime::favour() {
+            warn!(%error, "the agent's loop has no better priority than others: give it CAP_SYS_NICE");
         }
         self.pair = Some(Pair::new(lease, vrrp));
         self.plane.set_owner(is_held);

@@ -167,6 +167,8 @@ impl Agent {
         if is_due(&mut self.told.defended, CONFLICT_PACE) {
             self.announce_vips();
         }
+        // Each claim is answered in the end, also one that came too soon after the last answer.
+        self.announcements = self.announcements.max(1);
     }
 
     /// The log that logrotate renamed is left alone, and a new one begun.

@@ -22,6 +22,28 @@ pub(super) fn prioritise() -> io::Result<()> {
     }
 }
 
+/// Nice value of the agent's loop, which passes advertisements and flows on to the other node.
+const NICE: i32 = -10;
+
+/// Lets the calling thread run before others where processors are busy (setpriority(2)); its children do not inherit it.
+///
+/// # Errors
+/// Not allowed: CAP_SYS_NICE is missing.
+pub fn favour() -> io::Result<()> {
+    // SAFETY: all zero is a value of this struct of integers, and the priority of an ordinary thread.
+    let parameter: libc::sched_param = unsafe { mem::zeroed() };
+    // SAFETY: 0 is the calling thread; the struct lives across the call, which only reads it.
+    let reset = unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK, &raw const parameter)
+    };
+    // SAFETY: it takes three integers; 0 is the calling thread.
+    if reset == 0 && unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Keeps every page in memory that the process has touched, and will touch (mlock(2)).
 ///
 /// # Errors

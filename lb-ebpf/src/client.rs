@@ -13,7 +13,7 @@ use lb_common::{
 use crate::{
     Outcome, clock, count,
     established::count_in,
-    frame::{Link, TcpPacket},
+    frame::{Link, TcpPacket, ingress},
     gateway, handover,
     lookup::{self, forward_entry, record_of},
     maps::{FLOWS, HALF_OPEN},
@@ -88,9 +88,11 @@ fn known(
             if claim.has(claim::BACKEND_FIN) && tcp::seq_at_or_after(segment.ack, record.edge) {
                 step |= claim::BACKEND_FIN_ACKED;
             }
-            let is_first = claim.is(State::HalfOpen) || flow.flags & FLOW_COPIED != 0;
-            if is_first || tcp::plausible_ack(segment.ack, flow.last_ack) {
-                flow.flags &= !FLOW_COPIED;
+            let is_copied = flow.flags & FLOW_COPIED != 0;
+            if is_copied || claim.is(State::HalfOpen) || tcp::plausible_ack(segment.ack, flow.last_ack) {
+                if is_copied {
+                    learn_way(ctx, link, flow, record);
+                }
                 flow.last_ack = segment.ack;
                 learn_mac(link, &key.client, flow, record);
             }
@@ -125,6 +127,15 @@ fn unseen(segment: &Segment, flow: &mut Flow, record: &mut Record, claim: Claim)
     flow.last_ack = segment.ack;
     let begun = if claim.is(State::HalfOpen) { claim::UNSEEN_HANDSHAKE } else { 0 };
     begun | if segment.any(tcp::FIN) { claim::UNSEEN_CLOSE } else { 0 }
+}
+
+/// Another node's flow: the agent has guessed the way to its client, whose first packet shows it.
+#[inline(always)]
+fn learn_way(ctx: &XdpContext, link: &Link, flow: &mut Flow, record: &mut Record) {
+    flow.flags &= !FLOW_COPIED;
+    record.ifindex = ingress(ctx);
+    record.outer_tag = link.tags[0];
+    record.inner_tag = link.tags[1];
 }
 
 /// The client's MAC follows its packets; the caller checked that their ACK comes from the end of this connection. Where a

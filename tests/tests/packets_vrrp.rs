@@ -8,7 +8,7 @@ use lb_common::{
     addr::Mac,
     checksum::fold,
     election::{Election, GROUP_V4, GROUP_V6},
-    maps::Lease,
+    maps::{FLOW_COPIED, Flow, Lease, Record},
     tcp::{ACK, SYN},
 };
 
@@ -178,4 +178,50 @@ fn what_is_sent_to_the_vip_itself_never_passes() {
     let mut sent = frame(&to_vip);
     sent[..6].copy_from_slice(OWN_MAC.octets());
     assert_eq!(run(&mut program, &sent, "to the VIP").1, ["protocol"]);
+}
+
+#[test]
+fn the_first_packet_of_a_copied_flow_shows_the_way_to_its_client() {
+    let mut program = setup();
+    handshake(&mut program);
+    // As another node's flow comes: a guess for the way, and old numbers.
+    let record = program.record(3, CLIENT.1);
+    let lost = Record { ifindex: 99, client_mac: Mac::UNKNOWN, outer_tag: 5, last_ack: 1, edge: 2, ..record };
+    program.set_record(3, CLIENT.1, lost);
+    let flow = program.flow(&key()).expect("it is established");
+    let copied = Flow { client_mac: Mac::UNKNOWN, flags: FLOW_COPIED, last_ack: 7, edge: 8, ..flow };
+    program.set_flow(&key(), copied);
+    let back = backend(ACK).numbers(5001, 1001).payload(10).build();
+    assert_ne!(run(&mut program, &back, "before the client has spoken").0.action, PASS);
+
+    let far_on = client(ACK).numbers(0x7000_0000, 0x9000_0000).build();
+    assert_eq!(run(&mut program, &far_on, "the client's first").0.action, TX);
+    let learned = program.record(3, CLIENT.1);
+    assert_eq!((learned.ifindex, learned.client_mac, learned.outer_tag), (IFINDEX, CLIENT_MAC, 0));
+    assert_eq!(program.flow(&key()).expect("it is established").flags, 0);
+    assert_eq!(run(&mut program, &back, "the backend's").0.action, TX);
+    // From then on only what is plausible changes the way.
+    let other = Mac::new([2, 0, 0, 0, 0, 0x44]);
+    run(&mut program, &client(ACK).numbers(0x7000_0000, 0x1000_0000).from_mac(other).build(), "implausible");
+    assert_eq!(program.record(3, CLIENT.1).client_mac, CLIENT_MAC);
+}
+
+#[test]
+fn what_nobody_knows_is_left_unanswered_for_a_while() {
+    let mut program = setup();
+    let unknown = client(ACK).numbers(1001, 5001).build();
+    let back = backend(ACK).numbers(5001, 1001).build();
+    let far = u64::MAX - 1;
+    for (lease, reason) in [
+        (Lease { granted_at: 1, deadline: 1, revoked_at: 0, grace_until: 0 }, "fenced"),
+        (Lease { grace_until: far, ..active() }, "takeover_grace"),
+    ] {
+        program.set_lease(lease);
+        for packet in [&unknown, &back] {
+            assert_eq!(run(&mut program, packet, reason).1, [reason]);
+        }
+    }
+    program.set_lease(active());
+    assert_eq!(run(&mut program, &unknown, "later").1, ["unknown_flow"]);
+    assert_eq!(run(&mut program, &back, "later").1, ["unknown_return"]);
 }

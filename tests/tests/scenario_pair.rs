@@ -193,6 +193,10 @@ fn takeovers(name: &str, interval: &str, clients: usize) {
     let since = Instant::now();
     pair.nodes[0].kill().unwrap();
     pair.takeover("killed", 1, since, down);
+    if clients > 0 {
+        // Of these the other node learns only when it comes back.
+        (0..5).for_each(|_| more_idle(&mut pair));
+    }
     pair.nodes[0].run().unwrap();
     pair.restored();
 

@@ -253,6 +253,10 @@ impl Program {
         self.hash(name::FLOWS).get(key, 0).ok()
     }
 
+    pub fn set_flow(&mut self, key: &FlowKey, flow: Flow) {
+        self.hash::<FlowKey, Flow>(name::FLOWS).insert(key, flow, 0).expect("insert");
+    }
+
     pub fn half_open(&mut self, key: &FlowKey) -> Option<Flow> {
         self.hash(name::HALF_OPEN).get(key, 0).ok()
     }

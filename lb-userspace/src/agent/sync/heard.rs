@@ -9,7 +9,7 @@ use lb_core::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Agent, now};
+use super::{super::attach, Agent, now};
 use crate::{
     dataplane::{Installed, Way},
     vrrp::Order,
@@ -155,7 +155,8 @@ impl Agent {
     /// The way to a client, as far as it is known: that of a router is followed by itself.
     fn way_to(&self, client: IpAddr) -> Way {
         let mirror = self.network.mirror();
-        let interfaces = self.attachments.interfaces(mirror);
+        // Also before the program is attached to them anew: flows come as soon as there is a stream.
+        let interfaces = attach::named(&self.config, mirror);
         let mut direct = interfaces.iter().flat_map(|interface| mirror.reaches_by(interface.ifindex, client));
         if let Some((link, lan)) = direct.next() {
             let mac = mirror.neighbour(link.index, client).and_then(|neighbour| neighbour.mac);

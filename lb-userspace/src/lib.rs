@@ -5,6 +5,7 @@ pub mod api;
 pub mod dataplane;
 pub mod netlink;
 pub mod object;
+mod packet;
 pub mod probe;
 pub mod secret;
 pub mod sync;

@@ -65,7 +65,6 @@ struct Stream {
     /// Slots of the peer's snapshot, until all are here.
     snapshot: Option<BTreeSet<(u16, u16)>>,
     was_synced: bool,
-    flows: u32,
     /// The interval that the peer is about to announce, and how many of its advertisements had it.
     announced: Option<(Duration, u32)>,
     /// What the peer reckons with.
@@ -220,7 +219,6 @@ impl Agent {
             role: NodeRole::Other,
             snapshot: Some(BTreeSet::new()),
             was_synced: false,
-            flows: 0,
             announced: None,
             confirmed: None,
         });

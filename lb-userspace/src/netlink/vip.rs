@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     net::IpAddr,
-    os::fd::{FromRawFd as _, OwnedFd},
     time::Duration,
 };
 
@@ -15,6 +14,7 @@ use tokio::{
 };
 
 use super::{arp, nd};
+use crate::packet;
 
 /// Probes sent: PROBE_NUM of RFC 5227 section 1.1.
 const PROBES: u32 = 3;
@@ -66,7 +66,7 @@ pub async fn owner(ifindex: u32, mac: Mac, own: &[Mac], address: IpAddr) -> io::
 /// # Errors
 /// No packet socket, or the interface is down.
 pub fn send(ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    packet_socket(ifindex, 0)?.write_all(frame)
+    packet::send(&packet::socket()?, ifindex, frame)
 }
 
 /// The frames by which every host learns that `address` is at `mac`: gratuitous ARP as request and as reply, for there are
@@ -88,32 +88,9 @@ pub fn claimant_in(frame: &[u8], address: IpAddr) -> Option<Mac> {
     claimant.filter(|mac| !mac.is_unknown() && !mac.is_group())
 }
 
-/// A packet socket that receives packets of one protocol on one interface, none with 0, and sends on it.
+/// A packet socket that receives packets of one protocol on one interface and sends there.
 fn packet_socket(ifindex: u32, protocol: u16) -> io::Result<File> {
-    let protocol = protocol.to_be();
-    let flags = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: socket() takes three integers and touches no memory of ours.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, flags, i32::from(protocol)) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: socket() has just returned this descriptor, so it is open and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: protocol,
-        sll_ifindex: i32::try_from(ifindex).map_err(io::Error::other)?,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    // SAFETY: the pointer and length are those of `address`, a sockaddr_ll that lives across the call, which only reads it.
-    let bound = unsafe {
-        libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
-    };
-    if bound < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let socket = packet::socket()?;
+    packet::bind(&socket, ifindex, protocol)?;
     Ok(File::from(socket))
 }

@@ -11,6 +11,8 @@ use std::{
 use lb_common::election;
 use lb_core::vrrp::{Family, packet};
 
+use crate::packet as socket;
+
 /// Longest frame that is looked at: 255 IPv6 addresses and all headers fit.
 pub(super) const MAX_FRAME: usize = 4352;
 
@@ -32,7 +34,7 @@ impl Sockets {
             .iter()
             .map(|family| receiver(ifindex, *family, is_multicast))
             .collect::<Result<_, _>>()?;
-        let send = packet_socket(0)?;
+        let send = socket::socket()?;
         set_option(&send, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1i32)?;
         let needs_mld = is_multicast && families.contains(&Family::V6);
         let member = if needs_mld {
@@ -70,20 +72,7 @@ impl Sockets {
     /// # Errors
     /// As [`Self::send`].
     pub(super) fn send_on(&self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
-        let address = link_address(ifindex, 0)?;
-        // SAFETY: both pointers and lengths are those of a slice and a struct that live across the call, which only reads
-        // them.
-        let sent = unsafe {
-            libc::sendto(
-                self.send.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                libc::MSG_DONTWAIT,
-                (&raw const address).cast(),
-                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-            )
-        };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        socket::send(&self.send, ifindex, frame)
     }
 
     /// Waits until a frame or a wake has come, or the time is over.
@@ -133,25 +122,14 @@ impl Waker {
 
 /// A socket that receives what is VRRP of one family and nothing else.
 fn receiver(ifindex: u32, family: Family, is_multicast: bool) -> io::Result<OwnedFd> {
-    let protocol = (match family {
+    let protocol = match family {
         Family::V4 => libc::ETH_P_IP,
         Family::V6 => libc::ETH_P_IPV6,
-    }) as u16;
-    // Protocol 0 receives nothing: first the filter, then the traffic.
-    let socket = packet_socket(0)?;
-    filter(&socket, family)?;
-    let address = link_address(ifindex, protocol.to_be())?;
-    // SAFETY: the pointer and length are those of a sockaddr_ll that lives across the call, which only reads it.
-    let bound = unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
     };
-    if bound < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // First the filter, then the traffic.
+    let socket = socket::socket()?;
+    filter(&socket, family)?;
+    socket::bind(&socket, ifindex, protocol as u16)?;
     if is_multicast {
         let mut mr_address = [0; 8];
         mr_address[..6].copy_from_slice(packet::group_mac(family).octets());
@@ -186,29 +164,6 @@ fn filter(socket: &OwnedFd, family: Family) -> io::Result<()> {
     ];
     let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
-}
-
-fn packet_socket(protocol: i32) -> io::Result<OwnedFd> {
-    let flags = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: socket() takes three integers and touches no memory of ours.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, flags, protocol) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: socket() has just returned this descriptor, so it is open and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn link_address(ifindex: u32, protocol: u16) -> io::Result<libc::sockaddr_ll> {
-    Ok(libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: protocol,
-        sll_ifindex: i32::try_from(ifindex).map_err(io::Error::other)?,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    })
 }
 
 fn set_option<T>(socket: &OwnedFd, level: i32, option: i32, value: &T) -> io::Result<()> {

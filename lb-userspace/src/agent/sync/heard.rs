@@ -114,7 +114,6 @@ impl Agent {
                     && let Some(snapshot) = &mut stream.snapshot
                 {
                     snapshot.insert((table, port));
-                    stream.flows += 1;
                 }
             }
             Installed::Conflict => sync.figures.conflicts += 1,

@@ -184,12 +184,7 @@ fn killed_pair_of_ours(name: &str, interval: &str) -> Duration {
         Balancer::start(lab.host(host), &format!("{config}\n{vrrp}")).unwrap()
     };
     let (mut stronger, weaker) = (start("lb1", 200), start("lb2", 100));
-    let watch = OwnerWatch::start(lab.host("client-1")).unwrap();
-    let macs = ["lb1", "lb2"].map(|host| lab.host(host).mac().unwrap());
-    wait_owner(&watch, macs[0], Instant::now());
-    let since = Instant::now();
-    stronger.kill().unwrap();
-    let taken = wait_owner(&watch, macs[1], since) - since;
+    let taken = time_takeover(&lab, || stronger.kill().unwrap());
     drop(weaker);
     taken
 }
@@ -201,14 +196,19 @@ fn killed_pair_of_keepalived(name: &str, interval: &'static str) -> Duration {
         Keepalived::start(lab.host(host), &Settings { priority, interval, ..V3 }).unwrap()
     };
     let (stronger, weaker) = (start("lb1", 200), start("lb2", 100));
+    let taken = time_takeover(&lab, || stronger.kill().unwrap());
+    drop(weaker);
+    taken
+}
+
+/// How long nobody answers for the VIP once lb1 is killed.
+fn time_takeover(lab: &Lab, kill: impl FnOnce()) -> Duration {
     let watch = OwnerWatch::start(lab.host("client-1")).unwrap();
     let macs = ["lb1", "lb2"].map(|host| lab.host(host).mac().unwrap());
     wait_owner(&watch, macs[0], Instant::now());
     let since = Instant::now();
-    stronger.kill().unwrap();
-    let taken = wait_owner(&watch, macs[1], since) - since;
-    drop(weaker);
-    taken
+    kill();
+    wait_owner(&watch, macs[1], since) - since
 }
 
 fn wait_owner(watch: &OwnerWatch, mac: [u8; 6], since: Instant) -> Instant {

@@ -106,9 +106,6 @@ pub enum Message {
 pub struct Malformed(pub u8);
 
 impl Message {
-    /// Octets of the longest message that is sent often.
-    pub const FLOW_LEN: usize = 3 + 56;
-
     /// Appends the message's octets.
     pub fn write(&self, out: &mut Vec<u8>) {
         let start = out.len();

@@ -99,6 +99,8 @@ pub struct Peer {
     lag: Option<Duration>,
     /// Messages that are due out of turn.
     out: Vec<Message>,
+    /// Slots that were told of.
+    told: u64,
 }
 
 impl Peer {
@@ -130,6 +132,7 @@ impl Peer {
             next_ping: now,
             heard_at: now,
             lag: None,
+            told: 0,
         }
     }
 
@@ -181,6 +184,11 @@ impl Peer {
             .or(self.waiting_since.as_ref())
             .map(|since| now.saturating_sub(*since));
         self.lag.max(under_way)
+    }
+
+    /// Slots that the other side was told of since this was last asked.
+    pub fn take_told(&mut self) -> u64 {
+        std::mem::take(&mut self.told)
     }
 
     /// Whether the other side does not have every change yet.
@@ -251,6 +259,7 @@ impl Peer {
         if self.named.insert(table) {
             Message::Table { table, place }.write(octets);
         }
+        self.told += 1;
         match flow {
             Some(flow) => {
                 self.snapshot_flows += u32::from(in_snapshot);

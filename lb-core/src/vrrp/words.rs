@@ -83,6 +83,6 @@ pub struct Settings {
     pub preempt: bool,
     /// `preempt_delay`: counted from the start, and from the end of a fault.
     pub preempt_delay: Duration,
-    /// Whether a peer of equal priority with this address (by family) is stronger is decided by ours.
+    /// Our own addresses, of IPv4 and of IPv6: of two nodes of one priority the higher address wins.
     pub sources: [Option<IpAddr>; 2],
 }

@@ -252,7 +252,7 @@ impl Agent {
                 let sources: Vec<_> = routers.iter().map(|router| router.source.to_string()).collect();
                 info!(
                     interface = link.name,
-                    router_id = settings_id(&routers),
+                    router_id = router_id(&routers),
                     priority = settings.priority,
                     source = sources.join(", "),
                     "taking part in VRRP"
@@ -443,7 +443,7 @@ fn setup<'a>(
     Ok((link, mac, routers))
 }
 
-fn settings_id(routers: &[VirtualRouter]) -> u8 {
+fn router_id(routers: &[VirtualRouter]) -> u8 {
     routers.first().map_or(0, |router| router.router_id)
 }
 

@@ -191,6 +191,7 @@ impl Agent {
                         break;
                     }
                 }
+                self.follow_sync();
             }
             News::Closed { peer, trouble } => self.on_closed(peer, &trouble),
             News::Stranger(from) => {
@@ -267,7 +268,7 @@ impl Agent {
             while stream.peer.has_news(time, tells) {
                 let Ok(room) = stream.out.try_reserve() else { break };
                 let octets = stream.peer.fill(time, tells, MAX_PLAINTEXT, &self.plane);
-                sync.figures.flows_out += (octets.len() / Message::FLOW_LEN) as u64;
+                sync.figures.flows_out += stream.peer.take_told();
                 room.send(octets);
             }
         }

@@ -76,7 +76,6 @@ impl Agent {
             }
             None => {}
         }
-        self.follow_sync();
         Ok(())
     }
 

@@ -48,6 +48,10 @@ pub const FREE_AT_ONCE: u64 = 1 << 13;
 /// backend may hold the connection yet, so the port rests like one in TIME_WAIT.
 pub const ENDED: u64 = 1 << 14;
 
+/// Half-open: no handshake was seen, the connection may be one that another node had; the backend is asked by its client's
+/// own packets, and what it answers tells. Closed: it did not know the connection.
+pub const ADOPTED: u64 = 1 << 15;
+
 /// A step only, never in a claim: the client acknowledged exactly the backend's SYN-ACK.
 pub const HANDSHAKE_DONE: u64 = 1 << 16;
 /// A step only, never in a claim: a RST that its receiver accepts.
@@ -59,6 +63,8 @@ pub const BY_BACKEND: u64 = 1 << 18;
 /// The steps that a client's acknowledgment of a handshake says where the backend answers past us (`mode = "dsr"`): it
 /// cannot be compared with the SYN-ACK, which nobody here saw.
 pub const UNSEEN_HANDSHAKE: u64 = SYN_ACKED | HANDSHAKE_DONE;
+/// The step that a backend's answer to an adopted flow's packet says: it knows the connection.
+pub const CONFIRMED: u64 = UNSEEN_HANDSHAKE;
 /// The steps that a client's FIN says there: what the backend says to it is not seen, so it ends the flow.
 pub const UNSEEN_CLOSE: u64 = CLIENT_FIN | BACKEND_FIN | CLIENT_FIN_ACKED | BACKEND_FIN_ACKED;
 
@@ -125,6 +131,12 @@ impl Claim {
         self.is(State::HalfOpen) || self.is(State::Established) || self.is(State::Closed)
     }
 
+    /// Whether a slot may get another owner: it has none, or one without a connection.
+    #[inline(always)]
+    pub const fn may_be_claimed(self) -> bool {
+        self.is(State::Free) || self.is(State::HalfOpen) || self.is(State::Closed)
+    }
+
     /// The next owner's claim while it writes its identity.
     #[inline(always)]
     pub const fn next_owner(self) -> Self {
@@ -138,6 +150,7 @@ impl Claim {
     ///   set by the first FIN if it is the client's: then the client holds TIME_WAIT, and the backend takes a new SYN on
     ///   the same ports at once.
     /// * A RST closes at once, and leaves no state at either end.
+    /// * An adopted flow is established by the first answer that speaks of it: both ends had their handshake long ago.
     /// * What the balancer ends is closed at once, but its port is not free: no end has agreed.
     #[inline(always)]
     pub const fn after(self, step: u64) -> Self {
@@ -150,7 +163,7 @@ impl Claim {
         }
         let mut next = self.with(step & SYN_ACKED);
         if step & HANDSHAKE_DONE != 0 && next.is(State::HalfOpen) && next.has(SYN_ACKED) {
-            next = next.to(State::Established);
+            next = Self(next.0 & !ADOPTED).to(State::Established);
         }
         if step & ALL_FINS == 0 || !next.is(State::Established) {
             return next;
@@ -191,6 +204,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_adopted_flow_is_established_by_an_answer_which_may_be_a_fin() {
+        let asked = Claim::new(State::HalfOpen, 7).with(ADOPTED);
+        assert!(asked.after(CONFIRMED).is_plain_established());
+        let closing = asked.after(CONFIRMED | BACKEND_FIN);
+        assert!(closing.is(State::Established) && closing.has(BACKEND_FIN) && !closing.has(ADOPTED));
+        // A refusal, and the slot is anybody's.
+        let refused = asked.after(RESET);
+        assert!(refused.is(State::Closed) && refused.has(ADOPTED | FREE_AT_ONCE) && refused.may_be_claimed());
+        assert!(!refused.next_owner().has(ADOPTED));
     }
 
     #[test]

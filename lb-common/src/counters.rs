@@ -71,6 +71,8 @@ counters! {
         fenced => Fenced,
         /// A packet of a connection that is not known, soon after a takeover.
         takeover_grace => TakeoverGrace,
+        /// A backend's answer that it does not know a connection, soon after a takeover: the next backend is asked.
+        adoption_refused => AdoptionRefused,
         /// A VIP in an ARP request on an interface whose prefix does not hold it.
         arp_elsewhere => ArpElsewhere,
         /// An ARP packet for a VIP that is no request.
@@ -135,7 +137,11 @@ counters! {
         vip_conflict => VipConflict,
         /// Connections begun: a SYN was sent to a backend.
         flow_new => FlowNew,
-        /// Handshakes completed.
+        /// Connections that another node had, asked for at a backend: soon after a takeover.
+        adoption_asked => AdoptionAsked,
+        /// Of those, ones that a backend knows: they go on.
+        flow_adopted => FlowAdopted,
+        /// Handshakes completed, and connections adopted.
         flow_established => FlowEstablished,
         /// Established flows closed by their ends.
         flow_closed => FlowClosed,

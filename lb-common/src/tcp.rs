@@ -85,7 +85,26 @@ pub const PLAUSIBLE_ACK_DISTANCE: u32 = 1 << 30;
 /// Whether `ack` can come from the end that last acknowledged `last_ack`.
 #[inline(always)]
 pub const fn plausible_ack(ack: u32, last_ack: u32) -> bool {
-    ack.wrapping_sub(last_ack).wrapping_add(PLAUSIBLE_ACK_DISTANCE) <= 2 * PLAUSIBLE_ACK_DISTANCE
+    is_near(ack, last_ack, PLAUSIBLE_ACK_DISTANCE)
+}
+
+/// Whether two sequence numbers are at most `distance`, itself less than a quarter of their space, apart.
+#[inline(always)]
+const fn is_near(a: u32, b: u32, distance: u32) -> bool {
+    a.wrapping_sub(b).wrapping_add(distance) <= 2 * distance
+}
+
+/// How far the numbers of an answer may lie from those of what it answers where nothing else tells that both are of one
+/// connection: more than any window in use, and one foreign answer in 16,384 would pass.
+pub const ANSWER_DISTANCE: u32 = 1 << 24;
+
+/// Whether a segment can be the answer of an end that knows the connection: `ack` is the asker's last ACK, `edge` the end
+/// of its last segment. A RST tells that it does not.
+#[inline(always)]
+pub const fn may_answer(segment: &Segment, ack: u32, edge: u32) -> bool {
+    segment.flags & (ACK | SYN | RST) == ACK
+        && is_near(segment.seq, ack, ANSWER_DISTANCE)
+        && is_near(segment.ack, edge, ANSWER_DISTANCE)
 }
 
 #[cfg(test)]
@@ -109,6 +128,19 @@ mod tests {
         assert_eq!(syn.reset(), Some(Segment { seq: 0, ack: 101, payload: 0, flags: RST | ACK }));
         let rst = Segment { seq: 100, ack: 0, payload: 0, flags: RST };
         assert_eq!(rst.reset(), None);
+    }
+
+    #[test]
+    fn an_answer_is_near_what_it_answers() {
+        let answer = |seq, ack, flags| Segment { seq, ack, payload: 0, flags };
+        let may = |segment| may_answer(&segment, 5000, 1000);
+        assert!(may(answer(5000, 1000, ACK)));
+        assert!(may(answer(5000 + ANSWER_DISTANCE, 1000u32.wrapping_sub(ANSWER_DISTANCE), ACK | FIN)));
+        assert!(!may(answer(5001 + ANSWER_DISTANCE, 1000, ACK)));
+        assert!(!may(answer(5000, 1001 + ANSWER_DISTANCE, ACK)));
+        for flags in [RST, RST | ACK, SYN | ACK, 0, FIN] {
+            assert!(!may(answer(5000, 1000, flags)), "{flags:x}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::{choose::Algorithm, election::Election, hash::Seed, maps};
+use lb_common::{choose::Algorithm, election::Election, hash::Seed, maps, nat};
 
 pub use policy::{Policy, Standing, choose};
 
@@ -53,6 +53,8 @@ pub trait World {
     fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute>;
     /// What the node advertises over IPv4 and over IPv6.
     fn elections(&self) -> [Election; 2];
+    /// NAT ports for flows that cannot have their client's own.
+    fn nat_ports(&self) -> nat::Range;
     /// Key of a service's flow hash.
     fn seed(&self, service: &Service) -> Seed;
 }
@@ -94,6 +96,7 @@ fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
         seed: world.seed(service),
         algorithm: algorithm(service.algorithm),
         max_flows_per_client: service.max_flows_per_client,
+        nat: world.nat_ports(),
         affinity: match service.affinity {
             config::Affinity::None => Affinity::None,
             config::Affinity::ClientIp => Affinity::ClientIp,

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{choose::Algorithm, election::Election, hash::Seed, maps};
+use lb_common::{choose::Algorithm, election::Election, hash::Seed, maps, nat};
 
 pub use self::{
     actual::{Actual, AllowKey, Change, FilterBits, NO_INTERFACE, NO_LEASE, NO_SERVICE, RouteKey, cleared},
@@ -88,6 +88,8 @@ pub struct DesiredService {
     pub affinity: Affinity,
     /// Established flows that one client's address may have; 0: no limit.
     pub max_flows_per_client: u32,
+    /// NAT ports for flows that cannot have their client's own.
+    pub nat: nat::Range,
     /// Who may connect; empty: everyone.
     pub allow: Vec<Prefix>,
     /// What a new connection meets while no backend is usable.

@@ -9,7 +9,7 @@ use lb_common::{
 };
 
 use crate::{
-    Outcome, clock, count,
+    Outcome, atomic, clock, count,
     established::count_out,
     handover,
     lookup::{self, forward_entry, record},
@@ -47,7 +47,14 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if !flow.is_of(number, packet.ports.1, claim.generation()) {
         return unknown(ctx, segment);
     }
-    let step = what_it_says(segment, flow, record, claim);
+    let step = if claim.has(claim::ADOPTED) {
+        if !tcp::may_answer(segment, flow.last_ack, flow.edge) {
+            return refuse(record, claim);
+        }
+        confirm(segment, record)
+    } else {
+        what_it_says(segment, flow, record, claim)
+    };
     // Until the SYN is answered `last_seen` is when it claimed the slot.
     let since = record.last_seen;
     record.last_seen = clock::coarse();
@@ -100,6 +107,24 @@ fn what_it_says(segment: &Segment, flow: &Flow, record: &mut Record, claim: Clai
         record.edge = segment.seq_end();
     }
     step
+}
+
+/// The step that the first answer to an adopted flow means.
+#[inline(always)]
+fn confirm(segment: &Segment, record: &mut Record) -> u64 {
+    count::count(Counter::FlowAdopted);
+    record.last_ack = segment.ack;
+    record.edge = segment.seq_end();
+    claim::CONFIRMED | if segment.any(tcp::FIN) { claim::BACKEND_FIN } else { 0 }
+}
+
+/// The backend does not know the connection that it was asked for.
+#[inline(always)]
+fn refuse(record: &mut Record, claim: Claim) -> Outcome {
+    // Where another CPU was first, it has seen another answer, or another flow has the slot.
+    // SAFETY: a live map value, aligned to 8.
+    unsafe { atomic::compare_exchange(&raw mut record.claim, claim.0, claim.after(claim::RESET).0) };
+    Err(Counter::AdoptionRefused)
 }
 
 /// A packet for a connection that is not known: a RST ends the backend's half of it.

@@ -37,7 +37,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if backend == NO_BACKEND {
         return refuse(ctx, service, full);
     }
-    handover::put_chosen(backend);
+    handover::put_chosen(backend, false);
     tail_call(ctx, program::NEW_INDEX)
 }
 
@@ -53,14 +53,14 @@ fn refuse(ctx: &XdpContext, service: &Service, full: bool) -> Outcome {
 }
 
 #[inline(always)]
-fn is_allowed(key: &FlowKey) -> bool {
+pub fn is_allowed(key: &FlowKey) -> bool {
     let data = AllowData { service: (key.service as u32).to_be_bytes(), address: key.client };
     ALLOW.get(&Key::new(ALLOW_SERVICE_BITS + 128, data)).is_some()
 }
 
 /// Whether fewer than `max_flows` are established.
 #[inline(always)]
-fn has_room() -> bool {
+pub fn has_room() -> bool {
     match (LAYOUT.get(0), count::established()) {
         (Some(layout), Some(established)) => established < layout.max_flows as i64,
         _ => false,

@@ -30,17 +30,23 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         let flow = unsafe { &mut *flow };
         if let Some((record, claim, backend)) = record_of(&key, flow) {
             let ended = flow.epoch != backend.epoch || claim.has(claim::ENDED);
-            if packet.segment.is_syn() && (ended || claim.is(State::Closed)) {
+            let is_adopted = claim.has(claim::ADOPTED);
+            if packet.segment.is_syn() && (ended || is_adopted || claim.is(State::Closed)) {
                 // One that the balancer ended may still be there, and would hide the new one.
                 let _gone_already = FLOWS.remove(key);
                 return tail_call(ctx, program::CHOOSE_INDEX);
             }
-            // SAFETY: a live map value; only what clients' packets write is written, or the claim, atomically.
-            return known(ctx, &link, &packet, &key, flow, unsafe { &mut *record }, claim, backend);
+            if !is_adopted || (claim.is(State::HalfOpen) && !packet.segment.any(tcp::FIN)) {
+                // SAFETY: a live map value; only what clients' packets write is written, or the claim, atomically.
+                return known(ctx, &link, &packet, &key, flow, unsafe { &mut *record }, claim, backend);
+            }
+            // The backend that was asked does not know it; the entry tells which one that was. Or it was not heard yet: a
+            // FIN comes again.
+        } else {
+            // Its NAT port went to another flow.
+            let _gone_already = FLOWS.remove(key);
+            let _gone_already = HALF_OPEN.remove(key);
         }
-        // Its NAT port went to another flow.
-        let _gone_already = FLOWS.remove(key);
-        let _gone_already = HALF_OPEN.remove(key);
     }
     if packet.segment.is_syn() {
         return tail_call(ctx, program::CHOOSE_INDEX);
@@ -48,8 +54,11 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if packet.segment.any(tcp::RST) {
         return Err(Counter::UnknownRst);
     }
-    lookup::may_be_unknown()?;
-    reset::answer(ctx, Counter::UnknownFlow)
+    match lookup::may_be_unknown() {
+        Ok(()) => reset::answer(ctx, Counter::UnknownFlow),
+        Err(Counter::TakeoverGrace) => tail_call(ctx, program::ADOPT_INDEX),
+        Err(reason) => Err(reason),
+    }
 }
 
 #[inline(always)]

@@ -37,7 +37,7 @@ pub struct Handover {
     number: u16,
     flags: u8,
     is_v6: u8,
-    /// The backend that `choose` chose, for `new_flow`.
+    /// The backend that `choose` or `adopt` chose, for `new_flow`, and [`ADOPTS`].
     chosen: u32,
     onward: Onward,
     change: Change,
@@ -74,19 +74,23 @@ pub struct Change {
     pub backend: u16,
 }
 
-/// Says which backend was chosen for this CPU's packet.
+/// In [`Handover::chosen`]: the flow is no new one, but adopted.
+const ADOPTS: u32 = 1 << 16;
+
+/// Says which backend was chosen for this CPU's packet, and whether its flow is adopted.
 #[inline(always)]
-pub fn put_chosen(backend: u16) {
+pub fn put_chosen(backend: u16, adopts: bool) {
     let Some(slot) = HANDOVER.get_ptr_mut(0) else { return };
     // SAFETY: a live map value, and this CPU's own.
-    unsafe { (*slot).chosen = backend as u32 };
+    unsafe { (*slot).chosen = backend as u32 | if adopts { ADOPTS } else { 0 } };
 }
 
-/// The backend that was chosen for this CPU's packet.
+/// The backend that was chosen for this CPU's packet, and whether its flow is adopted.
 #[inline(always)]
-pub fn chosen() -> Option<u16> {
+pub fn chosen() -> Option<(u16, bool)> {
     // SAFETY: a live map value, and this CPU's own.
-    HANDOVER.get_ptr_mut(0).map(|slot| unsafe { (*slot).chosen as u16 })
+    let chosen = HANDOVER.get_ptr_mut(0).map(|slot| unsafe { (*slot).chosen })?;
+    Some((chosen as u16, chosen & ADOPTS != 0))
 }
 
 /// Says where this CPU's packet is to be sent.

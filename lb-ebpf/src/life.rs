@@ -7,7 +7,7 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated, programs::XdpContext};
 use lb_common::{
     claim::{self, Claim, State},
     counters::Counter,
-    maps::{EVENT_CLOSED, EVENT_ESTABLISHED, FLOW_CLOSING, Flow, age_stamp, program},
+    maps::{EVENT_CLOSED, EVENT_ESTABLISHED, FLOW_ASKED, FLOW_CLOSING, Flow, age_stamp, program},
     pending::Window,
 };
 
@@ -64,7 +64,7 @@ fn step(said: &Change, flow: &Flow) -> Result<(), Refused> {
     let now = clock::coarse();
     // The forward entry first: whoever sees the claim established finds it. `flows` has room for it, since SYNs are
     // refused before it could be full.
-    if promotes && !is_inserted(said, established(flow, age_stamp(now))) {
+    if promotes && !is_inserted(said, established(flow, age_stamp(now), step)) {
         count::count(Counter::PromotionFailed);
         clients::leave(&said.key);
         return Ok(());
@@ -132,7 +132,7 @@ fn tell(said: &Change, established: u32) {
 /// The backend answers the SYN, one way or the other.
 #[inline(always)]
 fn answered(said: &Change, before: Claim, after: Claim) {
-    if before.has(claim::SYN_ACKED) {
+    if before.0 & (claim::SYN_ACKED | claim::ADOPTED) != 0 {
         return;
     }
     if after.has(claim::SYN_ACKED) {
@@ -145,8 +145,10 @@ fn answered(said: &Change, before: Claim, after: Claim) {
 
 /// The forward entry that a flow has from now on.
 #[inline(always)]
-fn established(flow: &Flow, now: u32) -> Flow {
-    Flow { since: now, ..*flow }
+fn established(flow: &Flow, now: u32, step: u64) -> Flow {
+    // An adopted flow's first answer may be its FIN.
+    let closing = (step / claim::BACKEND_FIN) as u16 & FLOW_CLOSING;
+    Flow { since: now, flags: flow.flags & !FLOW_ASKED | closing, ..*flow }
 }
 
 /// The backend ends a flow that its client had not begun to close.

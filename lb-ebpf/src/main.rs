@@ -9,6 +9,7 @@
 //! | `onward.rs`, `mss.rs`, `vlan.rs`, `too_big.rs` | the end of the way of a packet off the established path |
 //! | `choose.rs`, `walk.rs`, `clients.rs` | a new flow: may it begin, and which backend |
 //! | `new.rs`, `port.rs`, `gateway.rs` | a new flow: claiming a NAT port, and the way back to the client |
+//! | `adopt.rs` | a connection that another node had before a takeover |
 //! | `suspect.rs`, `signal.rs` | backends that new flows pass over; what the agent is told |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `ipv6.rs`, `other_v6.rs` | the same for IPv6: what differs between the families |
@@ -20,6 +21,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(clippy::needless_pass_by_value, reason = "the signature that the macro `xdp` asks for")]
 
+mod adopt;
 mod atomic;
 mod backend;
 #[cfg(feature = "bench")]
@@ -88,6 +90,12 @@ fn choose(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn new_flow(ctx: XdpContext) -> u32 {
     finish(&ctx, new::handle(&ctx))
+}
+
+/// Connections that another node had before a takeover.
+#[xdp(frags)]
+fn adopt(ctx: XdpContext) -> u32 {
+    finish(&ctx, adopt::handle(&ctx))
 }
 
 /// A packet that changes its flow.

@@ -1,15 +1,17 @@
-//! A new flow whose backend is chosen: its NAT port, its record, its forward entry.
+//! A new flow whose backend is chosen, or one that is adopted: its NAT port, its record, its forward entry.
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    claim::State,
+    claim::{self, State},
     counters::Counter,
     hash,
-    maps::{BACKEND_USED, FLOW_DSR, Flow, FlowKey, SERVICE_DSR, age_stamp, program},
+    maps::{BACKEND_USED, FLOW_DSR, Flow, FlowKey, SERVICE_DSR, age_stamp, flow_asked, program},
 };
 
 use crate::{
-    Outcome, atomic, clock, count,
+    Outcome,
+    adopt::asked,
+    atomic, clock, count,
     established::count_in,
     gateway, handover, log,
     maps::{BACKENDS, HALF_OPEN, SERVICES},
@@ -21,7 +23,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let (link, packet, service_number) = handover::take(ctx)?;
     let key = FlowKey { client: packet.source, port: packet.ports.0, service: service_number };
     let service = SERVICES.get(key.service as u32).ok_or(Counter::NoBackendDrop)?;
-    let number = handover::chosen().ok_or(Counter::TailCall)?;
+    let (number, adopts) = handover::chosen().ok_or(Counter::TailCall)?;
     let backend = BACKENDS.get(number as u32).ok_or(Counter::NoBackendDrop)?;
     if backend.flags & BACKEND_USED == 0 || backend.service != key.service {
         // It left just now.
@@ -32,12 +34,18 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if backend.hop.mac.is_unknown() {
         return Err(Counter::NoNextHop);
     }
-    let Some((port, record, claim)) = port::claim(number, &key, hash, now) else {
+    let Some((port, record, claim)) = port::claim(number, &key, (hash, service.nat), now, adopts) else {
+        if adopts {
+            return Err(Counter::TakeoverGrace);
+        }
         return reset::answer(ctx, Counter::NatPortsExhausted);
     };
     let (ifindex, mac) = gateway::toward_client(ctx, &link, &key.client);
     // SAFETY: `Link::parse` checked that the header lies in the frame.
     let client_mac = unsafe { (*link.ethernet).source };
+    // Without a branch, which would double what the verifier walks.
+    let if_adopted = 0u32.wrapping_sub(adopts as u32);
+    let half_open = claim.to(State::HalfOpen).with(claim::ADOPTED & if_adopted as u64);
     // SAFETY: a live map value, and by the claim this CPU's own until the state is no longer `Claiming`.
     unsafe {
         (*record).last_seen = now;
@@ -52,24 +60,30 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         (*record).edge = 0;
         (*record).client_edge = packet.segment.seq_end();
         // A full barrier: whoever sees the new state sees the identity.
-        atomic::compare_exchange(&raw mut (*record).claim, claim.0, claim.to(State::HalfOpen).0);
+        atomic::compare_exchange(&raw mut (*record).claim, claim.0, half_open.0);
     }
+    let dsr = if service.flags & SERVICE_DSR != 0 { FLOW_DSR } else { 0 };
     let flow = Flow {
         last_seen: now,
         generation: claim.generation(),
         epoch: backend.epoch,
-        last_ack: 0,
+        last_ack: packet.segment.ack & if_adopted,
         edge: packet.segment.seq_end(),
-        since: age_stamp(now),
+        // Of an adopted one 0, long ago: no handshake under way is counted done by it.
+        since: age_stamp(now) & !if_adopted,
         backend: number,
         nat_port: port,
         client_mac,
-        flags: if service.flags & SERVICE_DSR != 0 { FLOW_DSR } else { 0 },
+        flags: dsr | (asked(&key) | flow_asked(number)) & if_adopted as u16,
     };
     let _an_lru_makes_room = HALF_OPEN.insert(key, flow, 0);
     log::new_flow(ctx, &key, number, port);
-    count::count(Counter::FlowNew);
-    count::backend(number, |counters| counters.connections += 1);
+    if adopts {
+        count::count(Counter::AdoptionAsked);
+    } else {
+        count::count(Counter::FlowNew);
+        count::backend(number, |counters| counters.connections += 1);
+    }
     count_in(&packet, number);
     handover::put_to_backend(flow.flags, port, backend);
     tail_call(ctx, program::ONWARD_INDEX)

@@ -19,6 +19,7 @@ struct Search {
     now: u64,
     client: Addr,
     client_port: Port,
+    range: nat::Range,
     backend: u16,
     /// The silent longest of the half-open and closed slots seen; `u64::MAX`: none yet.
     oldest: u64,
@@ -30,22 +31,30 @@ struct Search {
 }
 
 /// Claims a NAT port: the first free candidate, else the half-open or closed one that was silent longest; never an
-/// established one. Returns the port, its record, and the claim, in state `Claiming`.
+/// established one. `adopts`: the client's own, if it is free. Returns the port, its record, and the claim, in state
+/// `Claiming`.
 #[inline(always)]
-pub fn claim(backend: u16, key: &FlowKey, hash: u64, now: u64) -> Option<(Port, *mut Record, Claim)> {
+pub fn claim(
+    backend: u16,
+    key: &FlowKey,
+    (hash, range): (u64, nat::Range),
+    now: u64,
+    adopts: bool,
+) -> Option<(Port, *mut Record, Claim)> {
     let mut search = Search {
         hash,
         now,
         client: key.client,
         client_port: key.port,
+        range,
         backend,
         oldest: u64::MAX,
         oldest_port: 0,
         port: 0,
         claim: 0,
     };
-    each(nat::TRIES + 1, &mut search);
-    if search.claim == 0 && search.oldest != u64::MAX {
+    each(if adopts { 1 } else { nat::TRIES + 1 }, &mut search);
+    if search.claim == 0 && search.oldest != u64::MAX && !adopts {
         take_oldest(&mut search);
     }
     if search.claim == 0 {
@@ -68,7 +77,7 @@ fn each(tries: u32, search: &mut Search) {
 extern "C" fn attempt(number: u32, search: *mut c_void) -> i64 {
     // SAFETY: `each` passes a pointer to its `Search`, to which nothing else refers during the call.
     let search = unsafe { &mut *search.cast::<Search>() };
-    let port = nat::candidate(search.client_port.get(), search.hash, number);
+    let port = nat::candidate(search.client_port.get(), search.hash, number, search.range);
     let Some((record, claim)) = record(search.backend, port) else { return 1 };
     // SAFETY: a live map value.
     let last_seen = unsafe { (*record).last_seen };

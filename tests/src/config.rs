@@ -11,7 +11,7 @@ use std::{
 use crate::{CLIENT_PORT, Cluster, Host, Member, VIP, VIP6};
 
 /// Where nodes listen for each other.
-const SYNC_PORT: u16 = 3780;
+pub const SYNC_PORT: u16 = 3780;
 
 /// A file that only its owner can read.
 ///

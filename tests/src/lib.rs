@@ -32,6 +32,7 @@ pub mod lab;
 pub mod netns;
 pub mod owner;
 pub mod packet;
+pub mod pair;
 mod pass;
 pub mod process;
 mod signals;

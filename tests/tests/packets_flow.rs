@@ -7,6 +7,7 @@ use lb_common::{
     addr::{Addr, Mac, Port},
     claim::{self, State},
     maps::*,
+    nat,
     tcp::{ACK, FIN, PSH, RST, SYN},
 };
 
@@ -175,6 +176,24 @@ fn two_clients_with_one_port_get_two_nat_ports() {
 }
 
 #[test]
+fn a_node_that_is_alone_picks_changed_ports_from_its_own_part() {
+    for number in 0..2 {
+        let range = nat::Range::part(number, 2);
+        let mut program = setup();
+        program.change_service(0, |service| service.nat = range);
+        let (ran, _) = run(&mut program, &client(SYN).build(), "first");
+        assert_eq!(tcp_of(&ran.frame).0.1, CLIENT.1, "its own port, whichever part that is in");
+        for host in 8..40 {
+            let mut other = client(SYN);
+            other.source.0 = Ipv4Addr::new(10, 0, 2, host);
+            let (ran, _) = run(&mut program, &other.build(), "the same port from another host");
+            let port = tcp_of(&ran.frame).0.1;
+            assert!(port >= range.first && port - range.first < range.ports, "{port}: {range:?}");
+        }
+    }
+}
+
+#[test]
 fn a_stale_forward_entry_heals_itself() {
     let mut program = setup();
     run(&mut program, &client(SYN).build(), "SYN");
@@ -210,7 +229,7 @@ fn half_open_slots_are_taken_under_pressure_and_established_ones_never() {
         Some(KEY_PORT),
     );
     let candidates: Vec<u16> =
-        (0..=lb_common::nat::TRIES).map(|n| lb_common::nat::candidate(CLIENT.1, hash, n)).collect();
+        (0..=nat::TRIES).map(|n| nat::candidate(CLIENT.1, hash, n, nat::Range::ALL)).collect();
     let occupied = |state: State, last_seen: u64| Record {
         claim: claim::Claim::new(state, 5).0,
         last_seen,

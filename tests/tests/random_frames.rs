@@ -108,6 +108,11 @@ fn frames_of_every_kind_do_no_harm_and_are_counted() {
     };
     let mut before = (program.counters(), traffic(&mut program));
     for number in 0..ANY_FRAMES {
+        if number % 1000 == 0 {
+            // Soon after a takeover for a while, then as usual.
+            let grace_until = if number % 2000 == 0 { u64::MAX } else { 0 };
+            program.set_lease(Lease { grace_until, ..Lease::STANDALONE });
+        }
         let frame = if random.below(5) < 2 { random.any_v6().0 } else { random.any(VIP) };
         let ran = program.run(&frame);
         let after = (program.counters(), traffic(&mut program));

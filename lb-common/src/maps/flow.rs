@@ -73,6 +73,21 @@ pub const FLOW_DSR: u16 = 1 << 1;
 /// Of another node's table: where its sequence numbers are now is not known until a packet of the client has come.
 pub const FLOW_COPIED: u16 = 1 << 2;
 
+/// The lowest of the bits that tell which backends were asked for an adopted flow: one for each backend number modulo
+/// [`FLOW_ASKED_BITS`], so that a service's backends have one each where they are no more than that.
+pub const FLOW_ASKED_SHIFT: u32 = 3;
+/// How many such bits there are.
+pub const FLOW_ASKED_BITS: u16 = 13;
+
+/// The bit that tells that a backend was asked.
+#[inline(always)]
+pub const fn flow_asked(backend: u16) -> u16 {
+    1 << (FLOW_ASKED_SHIFT + (backend % FLOW_ASKED_BITS) as u32)
+}
+
+/// All of them.
+pub const FLOW_ASKED: u16 = ((1 << FLOW_ASKED_BITS) - 1) << FLOW_ASKED_SHIFT;
+
 /// A slot of a port table: all that a packet from the backend needs. One cache line.
 ///
 /// `claim` changes only by compare-and-swap (see [`crate::claim`]). Identity (client, tags) is written by the claim's owner

@@ -6,6 +6,7 @@ use super::{MAGLEV_SLOTS, MAX_BACKENDS, MAX_INTERFACES};
 use crate::{
     addr::{Addr, Mac, Port},
     hash::Seed,
+    nat,
 };
 
 /// A quick answer to "is this for a VIP": a bit for the low 16 bits of each VIP and source address, and one for each
@@ -127,6 +128,10 @@ pub struct Service {
     pub flags: u16,
     /// Established flows that one client's address may have; 0: no limit.
     pub max_flows_per_client: u32,
+    /// NAT ports for flows that cannot have their client's own.
+    pub nat: nat::Range,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// The number is in use.

@@ -28,6 +28,8 @@ pub const TOO_BIG: &str = "too_big";
 pub const ICMP: &str = "icmp";
 /// VRRP advertisements: does a stronger one end the lease?
 pub const VRRP: &str = "vrrp";
+/// Connections that another node had before a takeover: which backend may know them?
+pub const ADOPT: &str = "adopt";
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
 pub const PASS: &str = "pass";
 
@@ -57,8 +59,10 @@ pub const ICMP_INDEX: u32 = 10;
 pub const CHOOSE_INDEX: u32 = 11;
 /// Index of [`VRRP`] in the map `programs`.
 pub const VRRP_INDEX: u32 = 12;
+/// Index of [`ADOPT`] in the map `programs`.
+pub const ADOPT_INDEX: u32 = 13;
 /// The tail-called programs by index.
-pub const TAIL_CALLED: [(&str, u32); 13] = [
+pub const TAIL_CALLED: [(&str, u32); 14] = [
     (CLIENT, CLIENT_INDEX),
     (BACKEND, BACKEND_INDEX),
     (NEW, NEW_INDEX),
@@ -72,4 +76,5 @@ pub const TAIL_CALLED: [(&str, u32); 13] = [
     (ICMP, ICMP_INDEX),
     (CHOOSE, CHOOSE_INDEX),
     (VRRP, VRRP_INDEX),
+    (ADOPT, ADOPT_INDEX),
 ];

@@ -72,6 +72,16 @@ pub(super) fn read_sync(section: &Section<'_>) -> Option<PeerSync> {
             section.error(key, "has port 0", "write the port that the other node uses");
         }
     }
+    // The nodes tell each other apart by these addresses.
+    for (key, ip) in peers.iter().map(|p| ("peer", p.ip())).chain([("listen", listen.ip())]) {
+        if ip.is_unspecified() || ip.is_multicast() {
+            section.error(
+                key,
+                &format!("is {ip}, which is no node's address"),
+                "write the node's own address",
+            );
+        }
+    }
     if peers.contains(&listen) {
         section.error("peer", "is this node's own `listen` address", "write the other node's");
     }

@@ -44,6 +44,10 @@ impl World for TestWorld {
         [Election::NONE; 2]
     }
 
+    fn nat_ports(&self) -> nat::Range {
+        nat::Range::part(1, 2)
+    }
+
     fn seed(&self, service: &Service) -> Seed {
         crate::seed::of_service(None, service.vip, service.port)
     }

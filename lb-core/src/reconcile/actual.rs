@@ -8,6 +8,7 @@ use lb_common::{
         self, AllowData, Backend, ClientRoute, Filter, Interface, Lease, ReturnKey, Service, ServiceKey,
         VipClaim, VipOnInterface,
     },
+    nat,
 };
 
 use super::Table;
@@ -245,6 +246,8 @@ pub const NO_SERVICE: Service = Service {
     port: Port::new(0),
     flags: 0,
     max_flows_per_client: 0,
+    nat: nat::Range { first: 0, ports: 0 },
+    reserved: 0,
 };
 
 /// The entry of an unused slot of `interfaces`.

@@ -145,6 +145,8 @@ fn add_service(service: &DesiredService, actual: &Actual, target: &mut Actual) -
         port: key.port,
         flags,
         max_flows_per_client: service.max_flows_per_client,
+        nat: service.nat,
+        reserved: 0,
     };
     target.services.insert(number, entry);
     target.service_ports.insert(key, number);

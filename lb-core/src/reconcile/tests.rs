@@ -295,6 +295,7 @@ fn service(vip: IpAddr, port: u16, hosts: impl IntoIterator<Item = u8>) -> Desir
         algorithm: Algorithm::Bounded,
         affinity: Affinity::None,
         max_flows_per_client: 0,
+        nat: nat::Range::ALL,
         allow: Vec::new(),
         no_backend: NoBackend::Reset,
         drain_timeout: Duration::from_secs(30),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::maps::FlowEvent;
+use lb_common::{maps::FlowEvent, nat};
 use lb_core::{
     config::{self, Mode},
     sync::{MAX_PLAINTEXT, Message, NodeRole, Peer, Service, seed_check},
@@ -38,6 +38,7 @@ const HANDOVER_PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct FlowSync {
     _streams: Streams,
     inbox: mpsc::Receiver<News>,
+    listen: SocketAddr,
     peers: Vec<Link>,
     key: Vec<u8>,
     /// This node has been active since it last was in sync as backup: its flows are its own, and not copies.
@@ -96,6 +97,7 @@ impl FlowSync {
         Ok(Self {
             _streams: streams,
             inbox,
+            listen: sync.listen,
             peers,
             key,
             has_own: false,
@@ -117,6 +119,18 @@ impl FlowSync {
     /// In sync with every peer that there is a stream to, and there is one to each.
     pub(super) fn is_synced(&self) -> bool {
         self.peers.iter().all(|link| link.stream.as_ref().is_some_and(|stream| stream.peer.is_synced()))
+    }
+
+    /// Where a peer is not heard it may own the VIPs too: then each node picks NAT ports from its own part.
+    pub(super) fn nat_ports(&self) -> nat::Range {
+        if self.peers.iter().all(|link| link.stream.is_some()) {
+            return nat::Range::ALL;
+        }
+        let below = self.peers.iter().filter(|link| link.address < self.listen).count();
+        match (u16::try_from(below), u16::try_from(self.peers.len() + 1)) {
+            (Ok(number), Ok(nodes)) => nat::Range::part(number, nodes),
+            _ => nat::Range::ALL,
+        }
     }
 
     /// The worst of all peers.
@@ -223,6 +237,15 @@ impl Agent {
             announced: None,
             confirmed: None,
         });
+        self.follow_streams();
+    }
+
+    /// What follows from there being a stream or not.
+    fn follow_streams(&mut self) {
+        self.follow_sync();
+        if self.serving {
+            self.reconcile();
+        }
     }
 
     fn on_closed(&mut self, number: usize, trouble: &Trouble) {
@@ -231,7 +254,7 @@ impl Agent {
             sync.figures.failures[failure.number()] += 1;
         }
         let Some(link) = sync.peers.get_mut(number) else { return };
-        link.stream = None;
+        let was_open = link.stream.take().is_some();
         let said = trouble.to_string();
         if link.told.as_ref() != Some(&said) {
             self.events.note("sync", link.address.to_string(), format!("no stream: {said}"));
@@ -241,7 +264,9 @@ impl Agent {
             }
             link.told = Some(said);
         }
-        self.follow_sync();
+        if was_open {
+            self.follow_streams();
+        }
     }
 
     fn close(&mut self, number: usize, reason: &str) {
@@ -252,7 +277,7 @@ impl Agent {
             link.told = Some(reason.to_owned());
         }
         link.stream = None;
-        self.follow_sync();
+        self.follow_streams();
     }
 
     /// Says what there is to say, as far as there is room.

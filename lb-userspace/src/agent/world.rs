@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_common::{election::Election, hash::Seed, maps};
+use lb_common::{election::Election, hash::Seed, maps, nat};
 use lb_core::{
     config::Service,
     desired::{BackendKey, Standing, World},
@@ -11,7 +11,7 @@ use lb_core::{
     seed, ways,
 };
 
-use super::{attach, pair::Pair, state::Agent};
+use super::{attach, pair::Pair, state::Agent, sync::FlowSync};
 use crate::probe::Check;
 
 /// The agent, seen as the world besides the config.
@@ -55,6 +55,10 @@ impl World for View<'_> {
 
     fn elections(&self) -> [Election; 2] {
         self.0.pair.as_ref().map_or([Election::NONE; 2], Pair::elections)
+    }
+
+    fn nat_ports(&self) -> nat::Range {
+        self.0.sync.as_ref().map_or(nat::Range::ALL, FlowSync::nat_ports)
     }
 
     fn seed(&self, service: &Service) -> Seed {

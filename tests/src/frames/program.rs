@@ -18,6 +18,7 @@ use lb_common::{
     election::Election,
     hash::Seed,
     maps::*,
+    nat,
 };
 use lb_core::reconcile::{Member, Table};
 use zerocopy::FromZeros as _;
@@ -94,7 +95,15 @@ impl Program {
         let filter = self.filter;
         self.array(name::FILTER).set(0, filter, 0).expect("set");
         self.answer_for(vip);
-        let service = Service { seed: SEED, vip, port, flags: SERVICE_USED | flags, max_flows_per_client: 0 };
+        let service = Service {
+            seed: SEED,
+            vip,
+            port,
+            flags: SERVICE_USED | flags,
+            max_flows_per_client: 0,
+            nat: nat::Range::ALL,
+            reserved: 0,
+        };
         self.array(name::SERVICES).set(u32::from(number), service, 0).expect("set");
         self.hash(name::SERVICE_PORTS)
             .insert(ServiceKey::new(vip, port), u32::from(number), 0)

@@ -119,6 +119,7 @@ pub fn desired(hosts: &[u8]) -> Desired {
             dsr: false,
             algorithm: lb_common::choose::Algorithm::Bounded,
             max_flows_per_client: 0,
+            nat: lb_common::nat::Range::ALL,
             affinity: Affinity::None,
             allow: Vec::new(),
             no_backend: NoBackend::Reset,

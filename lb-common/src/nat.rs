@@ -37,6 +37,13 @@ impl Range {
     }
 }
 
+/// Tries at most: the client's own port, then [`TRIES`] slots of the range, and where that is a part as many of all: a port
+/// that another node may use too is better than none.
+#[inline(always)]
+pub const fn tries(range: Range) -> u32 {
+    if range.ports as u32 == PORTS { 1 + TRIES } else { 1 + 2 * TRIES }
+}
+
 /// The port of a try: the client's own first, where it is not a system port, then by hash.
 ///
 /// Consecutive hashed tries lie an odd step apart, so that they never repeat, and two clients that meet in one slot part
@@ -49,7 +56,11 @@ pub const fn candidate(client_port: u16, hash: u64, attempt: u32, range: Range) 
     let start = hash as u32 & 0xffff;
     let step = ((hash >> 16) as u32 & 0xffff) | 1;
     let at = start.wrapping_add(step.wrapping_mul(attempt)) & 0xffff;
-    (range.first as u32 + ((at * range.ports as u32) >> 16)) as u16
+    // All bits once the tries in the range are used up; without a branch, for the verifier.
+    let beyond = 0u32.wrapping_sub(TRIES.wrapping_sub(attempt) >> 31);
+    let first = range.first as u32 & !beyond | FIRST_PORT & beyond;
+    let ports = range.ports as u32 & !beyond | PORTS & beyond;
+    (first + ((at * ports) >> 16)) as u16
 }
 
 #[cfg(test)]
@@ -84,6 +95,7 @@ mod tests {
             }
             prop_assert!(PORTS - (lowest - FIRST_PORT) < u32::from(of), "nearly none is nobody's");
             prop_assert_eq!(Range::part(of, of), Range::ALL);
+            prop_assert_eq!(tries(Range::ALL), 1 + TRIES);
         }
     }
 

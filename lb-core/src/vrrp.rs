@@ -20,7 +20,7 @@ use lb_common::{
     election::{self, Election},
 };
 
-pub use machine::Machine;
+pub use machine::{AGENT_PATIENCE, Machine};
 pub use packet::{Advertisement, Datagram};
 pub use reject::Reject;
 pub use words::{Action, Preemption, Role, Settings, Why};

@@ -11,7 +11,7 @@ use lb_common::{
     nat,
 };
 
-use crate::{atomic, count, lookup::record};
+use crate::{atomic, count, frame, lookup::record};
 
 /// The search under way. It lies on the caller's stack.
 struct Search {
@@ -53,7 +53,8 @@ pub fn claim(
         port: 0,
         claim: 0,
     };
-    each(if adopts { 1 } else { nat::TRIES + 1 }, &mut search);
+    let tries = frame::forget(if adopts { 1 } else { nat::tries(range) }).ok()?;
+    each(tries, &mut search);
     if search.claim == 0 && search.oldest != u64::MAX && !adopts {
         take_oldest(&mut search);
     }

@@ -71,6 +71,8 @@ pub enum Order {
     Announce,
     AnnounceInterval(Duration),
     ConfirmInterval(Duration),
+    /// The agent's loop turns.
+    AgentLives,
     /// Ends and gives nothing up: the agent is back before the lease is over.
     Leave,
     /// Gives up and ends.

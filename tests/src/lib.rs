@@ -18,6 +18,7 @@
 
 pub mod balancer;
 pub mod config;
+pub mod crowd;
 pub mod echo;
 pub mod etcd;
 pub mod fleet;

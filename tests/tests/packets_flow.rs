@@ -190,6 +190,17 @@ fn a_node_that_is_alone_picks_changed_ports_from_its_own_part() {
             let port = tcp_of(&ran.frame).0.1;
             assert!(port >= range.first && port - range.first < range.ports, "{port}: {range:?}");
         }
+        // Better one that another node may use too than none.
+        let record = program.record(3, CLIENT.1);
+        let taken = Record { claim: claim::Claim::new(State::Established, 5).0, ..record };
+        for port in range.first..=range.first + (range.ports - 1) {
+            program.set_record(3, port, taken);
+        }
+        let mut other = client(SYN);
+        other.source.0 = Ipv4Addr::new(10, 0, 2, 99);
+        let (ran, _) = run(&mut program, &other.build(), "its part is full");
+        let port = tcp_of(&ran.frame).0.1;
+        assert!(port < range.first || port - range.first >= range.ports, "{port}: {range:?}");
     }
 }
 

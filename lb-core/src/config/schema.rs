@@ -193,7 +193,11 @@ pub static SYNC: Schema = Schema {
         required("listen", "address and port for the other nodes"),
         required("peer", "address and port of the other node, or a list of them"),
         required("key_file", "a secret of at least 32 bytes, the same on all nodes"),
-        default("takeover_grace", "\"10s\"", "how long after a takeover unknown connections are adopted or left unanswered"),
+        default(
+            "takeover_grace",
+            "\"10s\"",
+            "how long after a takeover unknown connections are adopted or left unanswered",
+        ),
     ],
 };
 

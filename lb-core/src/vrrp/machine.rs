@@ -42,6 +42,10 @@ const ANNOUNCE_AT: [Duration; 5] = [
 /// Between two answers to a weaker node: a flood of its advertisements draws no flood of ours.
 const ANSWER_PACE: Duration = Duration::from_millis(1);
 
+/// For so long the agent may be busy: an active node of which no sign of life has come for longer gives up, once. The data
+/// plane goes on by what it was told last, but what becomes of backends nobody sees any more.
+pub const AGENT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The state machine of one node.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -53,6 +57,10 @@ pub struct Machine {
     preempt_from: Duration,
     /// The operator wanted the other node to be active: no preemption until this one has been active again.
     yielded: bool,
+    /// The agent's last sign of life.
+    agent_seen: Duration,
+    /// It has been silent for too long; what there was to do was done.
+    agent_hangs: bool,
     state: State,
 }
 
@@ -108,6 +116,8 @@ impl Machine {
             preemption: if settings.preempt { Preemption::Silently } else { Preemption::Never },
             preempt_from: now + settings.preempt_delay,
             yielded: false,
+            agent_seen: now,
+            agent_hangs: false,
             state: State::Stopped,
         };
         let mut actions = Vec::new();
@@ -149,7 +159,8 @@ impl Machine {
                     Lease::Until(deadline) => Some(deadline),
                 };
                 let announce = active.announce.map(|(at, _)| at);
-                [Some(active.advertise_at), lease, announce].into_iter().flatten().min()
+                let agent = (!self.agent_hangs).then(|| self.agent_seen + AGENT_PATIENCE);
+                [Some(active.advertise_at), lease, announce, agent].into_iter().flatten().min()
             }
             State::Fault | State::Stopped => None,
         }
@@ -175,8 +186,14 @@ impl Machine {
                 let why = if backup.given_up { Why::PeerGaveUp } else { Why::NobodyHeard };
                 self.state = State::Active(self.active(now));
                 self.yielded = false;
+                // There is nobody else: a node whose agent hangs is better than none.
+                self.agent_hangs = now >= self.agent_seen + AGENT_PATIENCE;
                 actions.push(Action::Became { role: Role::Active, why });
                 self.advertise(now, &mut actions);
+            }
+            State::Active(_) if !self.agent_hangs && now >= self.agent_seen + AGENT_PATIENCE => {
+                self.agent_hangs = true;
+                self.hand_over(now, Why::AgentHangs, &mut actions);
             }
             State::Active(active) => self.wake_active(now, active, &mut actions),
             State::Backup(_) | State::Fault | State::Stopped => {}
@@ -363,16 +380,29 @@ impl Machine {
     pub fn fail_over(&mut self, now: Duration, is_asked_for: bool) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.role() == Role::Active {
-            self.give_up(&mut actions);
-            // The peer's own down interval is longer than that of a stronger node: should the priority of 0 be lost, this
-            // one is not to be first.
-            self.state = self.backup(now + self.down(self.settings.interval));
-            // Whoever asked has the higher priority: there is nothing to hold back.
-            self.yielded = !is_asked_for;
             let why = if is_asked_for { Why::AskedFor } else { Why::Failover };
-            actions.push(Action::Became { role: Role::Backup, why });
+            self.hand_over(now, why, &mut actions);
         }
         actions
+    }
+
+    /// From active to backup, and the peer is told. Should there be none, this node is active again after a while.
+    fn hand_over(&mut self, now: Duration, why: Why, actions: &mut Vec<Action>) {
+        self.give_up(actions);
+        // The peer's own down interval is longer than that of a stronger node: should the priority of 0 be lost, this
+        // one is not to be first.
+        self.state = self.backup(now + self.down(self.settings.interval));
+        // Whoever asked has the higher priority: there is nothing to hold back.
+        self.yielded = why != Why::AskedFor;
+        actions.push(Action::Became { role: Role::Backup, why });
+    }
+
+    /// A sign of life of the agent that this machine runs in.
+    pub fn agent_lives(&mut self, now: Duration) {
+        self.agent_seen = now;
+        if std::mem::take(&mut self.agent_hangs) {
+            self.yielded = false;
+        }
     }
 
     /// The agent ends.

@@ -34,6 +34,8 @@ pub enum Why {
     Failover,
     /// The peer asked for the VIPs.
     AskedFor,
+    /// Nothing was heard of this node's own agent for [`super::AGENT_PATIENCE`].
+    AgentHangs,
     /// See [`Role::Fault`].
     Fault,
     /// The fault is over.

@@ -48,7 +48,7 @@ use self::{
     state::Agent,
     told::Rings,
 };
-use crate::api::Command;
+use crate::{api::Command, vrrp::Order};
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
@@ -108,6 +108,7 @@ async fn turn(
             _ = sync_tick.tick() => agent.tick_sync(),
             Some(command) = commands.recv() => agent.on_command(command).await,
             _ = sweep.tick() => {
+                agent.tell_pair(Order::AgentLives);
                 agent.sweep();
                 agent.reach_clients().await;
             }

@@ -470,6 +470,7 @@ fn words(why: Why) -> String {
         Why::LeaseOver => "the lease ran out: this node slept, or its advertisements did not go out".into(),
         Why::Failover => "the operator's failover".into(),
         Why::AskedFor => "the peer asked for the VIPs".into(),
+        Why::AgentHangs => "this node's agent hung: it did nothing for seconds".into(),
         Why::Fault => "this node cannot serve".into(),
         Why::Recovered => "this node can serve again".into(),
         Why::Stop => "the agent ends".into(),

@@ -6,15 +6,15 @@ use lb_common::{
     addr::{Addr, Mac, Port},
     claim::{BACKEND_FIN, BACKEND_FIN_ACKED, CLIENT_FIN, CLIENT_FIN_ACKED, RESET, SYN_ACKED, State},
     maps::{
-        FLOW_CLOSING, FLOW_COPIED, FLOW_DSR, Flow, FlowKey, Record, SERVICE_DSR, age_ns, age_stamp, name,
+        FLOW_CLOSING, FLOW_COPIED, FLOW_DSR, Flow, FlowKey, Record, ReturnKey, SERVICE_DSR, age_ns,
+        age_stamp, name,
     },
 };
 use lb_core::sync::{FlowState, Place, Source};
 use tracing::debug;
 
 use super::{
-    BackendPlace, DataPlane, address_of, clients, error::Error, forward, maps::is_absent, monotonic_ns,
-    sweep::count,
+    BackendPlace, DataPlane, clients, error::Error, forward, maps::is_absent, monotonic_ns, sweep::count,
 };
 
 /// Flags of a claim that another node is told.
@@ -87,13 +87,11 @@ impl DataPlane {
 
     /// The table of another node's place.
     pub fn table_at(&self, place: &Place) -> Option<u16> {
-        let mut backends = self.actual.used_backends();
-        let found = backends.find(|(number, backend)| {
-            address_of(backend) == place.backend
-                && backend.source.to_ip() == place.source
-                && self.place_of(*number).is_some_and(|here| here.service == place.service)
-        });
-        found.map(|(number, _)| number).filter(|number| self.tables.contains_key(number))
+        let key =
+            ReturnKey::new(place.source.into(), place.backend.ip().into(), Port::new(place.backend.port()));
+        let number = *self.actual.returns.get(&key)?;
+        let is_same = self.place_of(number)?.service == place.service;
+        (is_same && self.tables.contains_key(&number)).then_some(number)
     }
 
     /// Puts another node's flow into this node's tables. `wins`: over a flow of this node that is in its way.

@@ -206,6 +206,10 @@ impl Turn {
                 self.machine.confirm_interval(interval);
                 vec![]
             }
+            Order::AgentLives => {
+                self.machine.agent_lives(now);
+                vec![]
+            }
             Order::Leave => {
                 self.leaves = true;
                 vec![]

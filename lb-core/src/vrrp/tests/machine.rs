@@ -251,6 +251,60 @@ fn after_a_failover_the_weaker_node_keeps_the_vips_until_it_dies() {
 }
 
 #[test]
+fn an_active_node_whose_agent_hangs_gives_up_once() {
+    let (mut machine, mut now) = active(settings());
+    let advertise = |machine: &mut Machine, now: &mut Duration| {
+        *now = machine.next_wake().unwrap();
+        let actions = machine.wake(*now);
+        machine.sent(*now, *now, true);
+        actions
+    };
+    // Signs of life once a second.
+    for _ in 0..10 {
+        machine.agent_lives(now);
+        let until = now + Duration::from_secs(1);
+        while now < until {
+            assert!(!advertise(&mut machine, &mut now).contains(&DROP));
+        }
+    }
+    let silent_since = now;
+    machine.agent_lives(now);
+    let actions = loop {
+        let actions = advertise(&mut machine, &mut now);
+        if actions.contains(&DROP) {
+            break actions;
+        }
+    };
+    assert_eq!(actions, [DROP, GIVE_UP, became(Role::Backup, Why::AgentHangs)]);
+    assert_eq!(now, silent_since + AGENT_PATIENCE);
+    // The weaker node keeps the VIPs; without one this node is better than none, for good.
+    assert_eq!(machine.received(now, &heard(LOWER, 50)), []);
+    assert_eq!(advertise(&mut machine, &mut now).last(), Some(&ADVERTISE));
+    for _ in 0..1000 {
+        assert!(!advertise(&mut machine, &mut now).contains(&DROP));
+    }
+    // One that was backup when its agent hung takes over where nobody else does, and keeps what it has.
+    let mut machine = backup(settings());
+    let mut now = START;
+    while now < START + AGENT_PATIENCE {
+        now += INTERVAL;
+        machine.received(now, &heard(HIGHER, 200));
+        assert_eq!(machine.wake(now), []);
+    }
+    assert_eq!(advertise(&mut machine, &mut now).last(), Some(&ADVERTISE));
+    for _ in 0..100 {
+        assert!(!advertise(&mut machine, &mut now).contains(&DROP));
+    }
+    // When it lives again, all is as before.
+    let (mut machine, mut now) = active(settings());
+    now += AGENT_PATIENCE;
+    machine.wake(now);
+    machine.agent_lives(now);
+    machine.set_preemption(Preemption::ByAsking);
+    assert_eq!(machine.received(now + DOWN, &heard(LOWER, 50)), [Action::AskForVips]);
+}
+
+#[test]
 fn after_a_failover_the_other_node_has_twice_the_time() {
     let (mut machine, now) = active(settings());
     machine.fail_over(now, false);

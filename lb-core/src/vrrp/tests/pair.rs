@@ -25,6 +25,8 @@ enum Event {
     Mute(usize, u64),
     /// Its sends fail for so long.
     NoCarrier(usize, u64),
+    /// Its agent gives no sign of life for so long.
+    AgentHangs(usize, u64),
 }
 
 struct Node {
@@ -36,6 +38,7 @@ struct Node {
     runs_from: Duration,
     mute_until: Duration,
     carrier_from: Duration,
+    agent_from: Duration,
     inbox: Vec<Advertisement>,
 }
 
@@ -59,6 +62,7 @@ impl Node {
             runs_from: zero,
             mute_until: zero,
             carrier_from: zero,
+            agent_from: zero,
             inbox: vec![],
         }
     }
@@ -93,6 +97,7 @@ fn run(nodes: &mut [Node; 2], events: &[(u64, Event)], delays: &[u64]) -> Result
                 Event::Kill(n, ms) => (nodes[n].machine, nodes[n].runs_from) = (None, until(ms)),
                 Event::Mute(n, ms) => nodes[n].mute_until = until(ms),
                 Event::NoCarrier(n, ms) => nodes[n].carrier_from = until(ms),
+                Event::AgentHangs(n, ms) => nodes[n].agent_from = until(ms),
                 Event::Stop(n, _) | Event::FailOver(n) if now < nodes[n].runs_from => {}
                 Event::Stop(n, ms) => {
                     let actions = nodes[n].machine.as_mut().map(Machine::stop).unwrap_or_default();
@@ -139,6 +144,11 @@ fn run(nodes: &mut [Node; 2], events: &[(u64, Event)], delays: &[u64]) -> Result
                 let actions =
                     nodes[n].machine.as_mut().map(|m| m.received(now, &advertisement)).unwrap_or_default();
                 carry_out(nodes, n, now, actions, &mut on_the_wire, &mut delays)?;
+            }
+            if now >= nodes[n].agent_from
+                && let Some(machine) = &mut nodes[n].machine
+            {
+                machine.agent_lives(now);
             }
             let actions = nodes[n].machine.as_mut().map(|m| m.wake(now)).unwrap_or_default();
             carry_out(nodes, n, now, actions, &mut on_the_wire, &mut delays)?;
@@ -215,7 +225,8 @@ fn events() -> impl Strategy<Value = Vec<(u64, Event)>> {
         (node.clone(), 1u64..3000).prop_map(|(n, ms)| Event::Stop(n, ms)),
         node.clone().prop_map(Event::FailOver),
         (node.clone(), 1u64..2000).prop_map(|(n, ms)| Event::Mute(n, ms)),
-        (node, 1u64..2000).prop_map(|(n, ms)| Event::NoCarrier(n, ms)),
+        (node.clone(), 1u64..2000).prop_map(|(n, ms)| Event::NoCarrier(n, ms)),
+        (node, 1u64..20_000).prop_map(|(n, ms)| Event::AgentHangs(n, ms)),
     ];
     proptest::collection::vec((0u64..1500, event), 0..8)
 }

@@ -44,7 +44,7 @@ pub struct Setup {
     pub ifindex: u32,
     /// Its MAC.
     pub mac: Mac,
-    /// Nodes of our own kind, whose list of addresses may differ.
+    /// Nodes of our own kind, whose list of addresses may differ; more are learned over flow sync.
     pub known: Vec<IpAddr>,
     pub lease: LeaseMap,
     /// `takeover_grace`; 0 where flows are not synced.
@@ -100,7 +100,7 @@ pub enum News {
     /// Unicast peers of which no MAC is known are not advertised to; once.
     NoMac(IpAddr),
     /// The active node is weaker, and the VIPs are to be asked for.
-    AskForVips(IpAddr),
+    AskForVips,
     /// What the system does not allow a heartbeat to have.
     NotRealtime(&'static str, String),
 }

@@ -1,6 +1,10 @@
 //! A real keepalived, as the other node of a pair.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{Signal, kill};
@@ -41,8 +45,7 @@ impl Keepalived {
     /// If it is not installed, or its config cannot be written.
     pub fn start(host: &Host, settings: &Settings<'_>) -> Result<Self> {
         let run = host.lab_dir().join("run");
-        let config = run.join(format!("{}-keepalived.conf", host.name()));
-        fs::write(&config, text(host, settings)).with_context(|| format!("{}", config.display()))?;
+        let config = write_config(host, settings)?;
         let mut command = host.command("keepalived");
         command.args(["--dont-fork", "--log-console", "--log-detail", "--vrrp", "--use-file"]).arg(&config);
         for (option, name) in [("--pid", "pid"), ("--vrrp_pid", "vrrp")] {
@@ -51,6 +54,16 @@ impl Keepalived {
         let process = host.spawn("keepalived", command)?;
         let vip = settings.addresses.last().context("no address")?;
         Ok(Self { host: host.clone(), process, vip: (*vip).to_owned() })
+    }
+
+    /// Gives it other settings, while it runs.
+    ///
+    /// # Errors
+    ///
+    /// If the config cannot be written, or it has ended.
+    pub fn reload(&self, settings: &Settings<'_>) -> Result<()> {
+        write_config(&self.host, settings)?;
+        self.process.signal(Signal::SIGHUP)
     }
 
     /// Whether it has the VIP.
@@ -94,6 +107,12 @@ impl Keepalived {
     pub fn log(&self) -> &Path {
         self.process.log()
     }
+}
+
+fn write_config(host: &Host, settings: &Settings<'_>) -> Result<PathBuf> {
+    let config = host.lab_dir().join("run").join(format!("{}-keepalived.conf", host.name()));
+    fs::write(&config, text(host, settings)).with_context(|| format!("{}", config.display()))?;
+    Ok(config)
 }
 
 fn text(host: &Host, settings: &Settings<'_>) -> String {

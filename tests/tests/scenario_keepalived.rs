@@ -21,7 +21,7 @@ struct Mixed {
     ours: Option<Balancer>,
     theirs: Option<Keepalived>,
     settings: Settings<'static>,
-    _server: EchoServer,
+    server: Option<EchoServer>,
     lab: Lab,
 }
 
@@ -32,7 +32,7 @@ impl Mixed {
         let lab = Lab::start(name, &topology).unwrap();
         let server = EchoServer::start(lab.host("etcd-1"), CLIENT_PORT).unwrap();
         let theirs = Some(Keepalived::start(lab.host("lb2"), &settings).unwrap());
-        let mixed = Self { ours: None, theirs, settings, _server: server, lab };
+        let mixed = Self { ours: None, theirs, settings, server: Some(server), lab };
         mixed.wait_master("keepalived alone", Instant::now());
         mixed
     }
@@ -43,14 +43,17 @@ impl Mixed {
         let is_v6 = addresses[0].contains(':');
         let host = self.lab.host("lb1");
         let config = Config::echo(host);
+        let server = self.server.as_ref().unwrap();
         let config = if is_v6 {
-            config.vip(VIP6).numbered([self._server.address_v6()])
+            config.vip(VIP6).numbered([server.address_v6()])
         } else {
-            config.vip(VIP).numbered([self._server.address()])
+            config.vip(VIP).numbered([server.address()])
         };
         let ms = (interval.parse::<f64>().unwrap() * 1000.0) as u64;
-        let mut vrrp =
-            format!("[vrrp]\nversion = {version}\npriority = {priority}\nadvert_interval = \"{ms}ms\"\n");
+        let mut vrrp = format!(
+            "[vrrp]\nversion = {version}\npriority = {priority}\nadvert_interval = \"{ms}ms\"\n\
+                     track_healthy_backends = 120\n"
+        );
         if is_v6 {
             vrrp += "link_local = \"fe80::100\"\n";
         }
@@ -121,6 +124,22 @@ fn both_roles(name: &str, settings: Settings<'static>) {
     mixed.ours.as_mut().unwrap().stop().unwrap();
     mixed.ours = None;
     mixed.wait_master("etcd-lb stopped", since);
+
+    // Priorities that change: keepalived's by its config, ours by what it tracks.
+    mixed.ours(150);
+    mixed.wait_active("the stronger etcd-lb came again", Instant::now());
+    for (priority, ours_wins) in [(200, false), (100, true)] {
+        let since = Instant::now();
+        mixed.theirs.as_ref().unwrap().reload(&Settings { priority, ..settings }).unwrap();
+        let what = format!("keepalived's priority is {priority} now, against 150");
+        if ours_wins { mixed.wait_active(&what, since) } else { mixed.wait_master(&what, since) }
+    }
+    let since = Instant::now();
+    mixed.server = None;
+    mixed.wait_master("etcd-lb has no healthy backend any more", since);
+    let since = Instant::now();
+    mixed.server = Some(EchoServer::start(mixed.lab.host("etcd-1"), CLIENT_PORT).unwrap());
+    mixed.wait_active("its backend is back", since);
 
     // The other way round.
     mixed.ours(50);

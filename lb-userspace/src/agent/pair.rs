@@ -358,7 +358,7 @@ impl Agent {
             News::NoMac(peer) => {
                 warn!(%peer, "the MAC of a unicast peer is not known, so it is not advertised to: is it up?");
             }
-            News::AskForVips(active) => self.ask_for_vips(active),
+            News::AskForVips => self.ask_for_vips(),
             News::NotRealtime(what, reason) => warn!(
                 %reason,
                 "no {what} for the heartbeat: under load the VIPs may change nodes without need; give the agent CAP_SYS_NICE \

@@ -376,11 +376,12 @@ impl Agent {
         self.pump();
     }
 
-    /// The active node is weaker than this one, and is asked for the VIPs.
-    pub(super) fn ask_for_vips(&mut self, active: IpAddr) {
+    /// The active node is weaker than this one, and is asked for the VIPs. The address that it advertises from need not be
+    /// that of its stream: IPv6 has link-local ones.
+    pub(super) fn ask_for_vips(&mut self) {
         let Some(sync) = &mut self.sync else { return };
-        for link in sync.peers.iter_mut().filter(|link| link.address.ip() == active) {
-            if let Some(stream) = &mut link.stream {
+        for link in &mut sync.peers {
+            if let Some(stream) = link.stream.as_mut().filter(|stream| stream.role == NodeRole::Active) {
                 info!(peer = %link.address, "asking the weaker node for the VIPs");
                 stream.peer.say(Message::AskForVips);
             }

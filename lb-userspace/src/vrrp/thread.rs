@@ -22,6 +22,8 @@ use crate::dataplane::monotonic_ns;
 
 /// Frames read in a turn: so many a flood may hold the heartbeat up by.
 const FRAMES_A_TURN: usize = 64;
+/// Addresses that nodes of our own kind advertise from, at most: more than all peers have.
+const MAX_KNOWN: usize = 64;
 /// Between two reports of the same trouble.
 const REPORT_PACE: Duration = Duration::from_secs(60);
 
@@ -164,7 +166,7 @@ impl Turn {
                 }
                 let actions = self.machine.received(now, &advertisement);
                 if actions.contains(&Action::AskForVips) {
-                    self.tell(News::AskForVips(advertisement.source));
+                    self.tell(News::AskForVips);
                 }
                 self.carry_out(now, actions);
             }
@@ -196,7 +198,17 @@ impl Turn {
                 vec![]
             }
             Order::FailOver(is_asked_for) => self.machine.fail_over(now, is_asked_for),
-            Order::Heard(advertisement) => self.machine.received(now, &advertisement),
+            Order::Heard(advertisement) => {
+                let known = &mut self.setup.known;
+                if !known.contains(&advertisement.source) && known.len() < MAX_KNOWN {
+                    known.push(advertisement.source);
+                }
+                let actions = self.machine.received(now, &advertisement);
+                if actions.contains(&Action::AskForVips) {
+                    self.tell(News::AskForVips);
+                }
+                actions
+            }
             Order::Announce => {
                 self.machine.announce(now);
                 vec![]

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::ensure;
 use etcd_lb_tests::{
-    VIP, eventually,
+    Host, VIP, eventually,
     frames::arp_request,
     packet::RawSocket,
     pair::{LIMIT, Pair},
@@ -115,7 +115,13 @@ fn no_connection_breaks_when_the_vip_moves_slowly() {
 
 #[test]
 fn a_cut_link_between_the_nodes_heals() {
-    let mut pair = Pair::start("pair_cut", "100ms", 20);
+    for round in 0..if cfg!(feature = "long") { 10 } else { 1 } {
+        cut_and_heal(round);
+    }
+}
+
+fn cut_and_heal(round: u32) {
+    let mut pair = Pair::start(&format!("pair_cut{round}"), "100ms", 20);
     let since = Instant::now();
     pair.lab.filter(r#"iifname "lb1" oifname "lb2" drop; iifname "lb2" oifname "lb1" drop"#).unwrap();
     pair.wait_role(1, "active");
@@ -269,27 +275,76 @@ fn a_host_that_claims_the_vip_is_named_and_changes_nothing() {
     assert!(revoked < 0.5, "no ARP ends a lease");
 }
 
+/// What a host would be that claimed to be of this pair.
+fn forger(host: &Host) -> VirtualRouter {
+    VirtualRouter {
+        version: Version::V3,
+        router_id: 51,
+        addresses: vec![VIP.into()],
+        source: host.address().into(),
+        peers: vec![],
+        checksum: Checksum::PseudoHeader,
+        auth_pass: None,
+        interval: Duration::from_millis(100),
+    }
+}
+
+/// Its advertisement to the group.
+fn forged(router: &VirtualRouter, mac: Mac, priority: u8) -> Vec<u8> {
+    let group = Family::V4.group();
+    packet::frame(router, mac, (group, packet::group_mac(Family::V4)), priority, router.interval)
+}
+
+/// Stronger advertisements in all the ways that real nodes send them: the VIP is given up, and taken again when the
+/// stronger node is not heard any more.
+#[test]
+fn stronger_advertisements_of_every_kind_are_heeded() {
+    let mut pair = Pair::start("pair_heeded", "100ms", 4);
+    let client = pair.lab.host("client-1").clone();
+    let socket = RawSocket::open(&client).unwrap();
+    let mac = Mac::new(client.mac().unwrap());
+    let good = forger(&client);
+    let mut nibble = forged(&good, mac, 254);
+    // The reserved bits of the interval's word, which the checksum covers.
+    nibble[14 + 20 + 4] |= 0xf0;
+    let check = u16::from_be_bytes([nibble[40], nibble[41]]);
+    let check = check.checked_sub(0xf000).unwrap_or_else(|| check.wrapping_sub(0xf001));
+    nibble[40..42].copy_from_slice(&check.to_be_bytes());
+    let slow = VirtualRouter { interval: Duration::from_secs(1), ..good.clone() };
+    let message_only = VirtualRouter { checksum: Checksum::Message, ..good.clone() };
+    let cases = [
+        ("priority 254", forged(&good, mac, 254)),
+        ("priority 255", forged(&good, mac, 255)),
+        ("a checksum without pseudo-header", forged(&message_only, mac, 254)),
+        ("reserved bits that are set", nibble),
+        ("an interval of 1 s", forged(&slow, mac, 254)),
+    ];
+    for (number, (what, frame)) in cases.iter().enumerate() {
+        let since = Instant::now();
+        socket.send(frame).unwrap();
+        eventually(LIMIT, what, || {
+            let revoked = pair.nodes[0].metric("etcd_lb_lease_revoked_total", "")?;
+            ensure!(revoked > number as f64 + 0.5, "{revoked} leases ended");
+            Ok(())
+        })
+        .unwrap();
+        pair.wait_role(0, "active");
+        println!("{what}: heeded, and active again after {:?}", since.elapsed());
+        pair.assert_unbroken(what);
+    }
+    let log = fs::read_to_string(pair.nodes[0].process().unwrap().log()).unwrap();
+    assert!(log.contains("set `checksum = \"message\"`"), "the remedy: {log}");
+}
+
 /// Advertisements that anybody on the LAN can send, to a backup of priority 100 and to an active node of 200.
 #[test]
 fn forged_advertisements_are_refused_by_their_names() {
     let mut pair = Pair::start("pair_forged", "100ms", 4);
     let client = pair.lab.host("client-1").clone();
     let socket = RawSocket::open(&client).unwrap();
-    let good = VirtualRouter {
-        version: Version::V3,
-        router_id: 51,
-        addresses: vec![VIP.into()],
-        source: client.address().into(),
-        peers: vec![],
-        checksum: Checksum::PseudoHeader,
-        auth_pass: None,
-        interval: Duration::from_millis(100),
-    };
+    let good = forger(&client);
     let mac = Mac::new(client.mac().unwrap());
-    let group = Family::V4.group();
-    let frame = |router: &VirtualRouter, priority: u8| {
-        packet::frame(router, mac, (group, packet::group_mac(Family::V4)), priority, router.interval)
-    };
+    let frame = |router: &VirtualRouter, priority: u8| forged(router, mac, priority);
     let other = |change: &dyn Fn(&mut VirtualRouter)| {
         let mut router = good.clone();
         change(&mut router);

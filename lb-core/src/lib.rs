@@ -8,6 +8,7 @@
 pub mod choice;
 pub mod config;
 pub mod desired;
+pub mod discovery;
 pub mod etcd;
 pub mod health;
 pub mod maglev;

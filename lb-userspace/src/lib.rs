@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod api;
 pub mod dataplane;
+pub mod discovery;
 pub mod netlink;
 pub mod object;
 mod packet;

@@ -62,7 +62,7 @@ impl Config {
 
     /// etcd on the VIP, checked over TLS, with the cluster's members as backends.
     pub fn etcd(host: &Host, cluster: &Cluster) -> Self {
-        cluster.members().iter().fold(Self::of_etcd(host, cluster), |config, member| {
+        cluster.members().iter().fold(Self::etcd_of(host, cluster), |config, member| {
             config.backend(member.name(), member.client_address())
         })
     }
@@ -71,10 +71,11 @@ impl Config {
     pub fn etcd_v6(host: &Host, cluster: &Cluster) -> Self {
         let backend =
             |config: Self, member: &Member| config.backend(member.name(), member.client_address_v6());
-        cluster.members().iter().fold(Self::of_etcd(host, cluster).vip(VIP6), backend)
+        cluster.members().iter().fold(Self::etcd_of(host, cluster).vip(VIP6), backend)
     }
 
-    fn of_etcd(host: &Host, cluster: &Cluster) -> Self {
+    /// etcd on the VIP, checked over TLS, without backends.
+    pub fn etcd_of(host: &Host, cluster: &Cluster) -> Self {
         let pki = &cluster.pki;
         Self::tcp(host).health(&format!(
             "kind = \"etcd\"\ninterval = \"500ms\"\nfast_interval = \"100ms\"\ntimeout = \"500ms\"\nrise = 2\nfall = 2\n\

@@ -305,6 +305,11 @@ impl Member {
         (self.host.address(), CLIENT_PORT).into()
     }
 
+    /// The same as a URL, for `etcdctl`.
+    pub fn client_url(&self) -> String {
+        format!("https://{}", self.client_address())
+    }
+
     /// The same over IPv6.
     pub fn client_address_v6(&self) -> SocketAddr {
         (self.host.address_v6(), CLIENT_PORT).into()

@@ -19,6 +19,7 @@
 pub mod balancer;
 pub mod config;
 pub mod crowd;
+pub mod dns;
 pub mod echo;
 pub mod etcd;
 pub mod fleet;

@@ -6,6 +6,7 @@ use etcd_lb_tests::frames::{scene::*, *};
 use lb_common::{
     addr::{Addr, Mac, Port},
     claim::{self, State},
+    hash,
     maps::*,
     nat,
     tcp::{ACK, FIN, PSH, RST, SYN},
@@ -193,14 +194,15 @@ fn a_node_that_is_alone_picks_changed_ports_from_its_own_part() {
         // Better one that another node may use too than none.
         let record = program.record(3, CLIENT.1);
         let taken = Record { claim: claim::Claim::new(State::Established, 5).0, ..record };
-        for port in range.first..=range.first + (range.ports - 1) {
-            program.set_record(3, port, taken);
-        }
         let mut other = client(SYN);
         other.source.0 = Ipv4Addr::new(10, 0, 2, 99);
+        let hash = hash::client(&SEED, &Addr::from(other.source.0), Some(KEY_PORT));
+        let candidate = |attempt| nat::candidate(CLIENT.1, hash, attempt, range);
+        let own: Vec<u16> = (0..=nat::TRIES).map(candidate).collect();
+        own.iter().for_each(|port| program.set_record(3, *port, taken));
+        let of_all = (nat::TRIES + 1..nat::tries(range)).map(candidate).find(|port| !own.contains(port));
         let (ran, _) = run(&mut program, &other.build(), "its part is full");
-        let port = tcp_of(&ran.frame).0.1;
-        assert!(port < range.first || port - range.first >= range.ports, "{port}: {range:?}");
+        assert_eq!(Some(tcp_of(&ran.frame).0.1), of_all);
     }
 }
 
@@ -234,11 +236,7 @@ fn an_evicted_half_open_flow_finds_its_slot_again() {
 #[test]
 fn half_open_slots_are_taken_under_pressure_and_established_ones_never() {
     let mut program = setup();
-    let hash = lb_common::hash::client(
-        &lb_common::hash::Seed { key: [7, 9] },
-        &Addr::from(CLIENT.0),
-        Some(KEY_PORT),
-    );
+    let hash = hash::client(&SEED, &Addr::from(CLIENT.0), Some(KEY_PORT));
     let candidates: Vec<u16> =
         (0..=nat::TRIES).map(|n| nat::candidate(CLIENT.1, hash, n, nat::Range::ALL)).collect();
     let occupied = |state: State, last_seen: u64| Record {

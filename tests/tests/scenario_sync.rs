@@ -203,3 +203,38 @@ fn a_program_is_told_of_each_role_and_a_node_without_backends_yields() {
     });
     assert_eq!(roles.unwrap(), "active\nbackup\nactive\nstopped\n");
 }
+
+#[test]
+fn flows_of_a_backend_that_is_added_later_come_then() {
+    let scene = Scene::pair("sync_later");
+    let whole = |node: &str| scene.config(node);
+    let part = Config::echo(scene.lab.host("lb2")).numbered([scene.servers[0].address()]);
+    let first = scene.start("lb1", &scene.text(&whole("lb1"), "lb1", "lb2", 200));
+    let second = scene.start("lb2", &scene.text(&part, "lb2", "lb1", 100));
+    let used = |node: &Balancer| -> anyhow::Result<u64> {
+        Ok(node.status()?["flow_table"]["used"].as_u64().unwrap_or(0))
+    };
+    eventually(LIMIT, "in sync", || {
+        ensure!(second.status()?["peer"]["synced"] == true);
+        Ok(())
+    })
+    .unwrap();
+    let streams: Vec<_> = (0..20).map(|_| scene.connect(CLIENT_PORT)).collect();
+    let of_second = scene.servers[1].peers().len() as u64;
+    assert!(of_second > 0 && of_second < 20, "{of_second}");
+    eventually(LIMIT, "flows to the backend that both have", || {
+        ensure!(used(&second)? == 20 - of_second, "{}", used(&second)?);
+        Ok(())
+    })
+    .unwrap();
+    second.write_config(&scene.text(&whole("lb2"), "lb2", "lb1", 100)).unwrap();
+    second.reload().unwrap();
+    eventually(LIMIT, "flows to the backend that was added", || {
+        ensure!(used(&second)? == 20, "{}", used(&second)?);
+        Ok(())
+    })
+    .unwrap();
+    let connected = first.metric("etcd_lb_sync_connected", "").unwrap();
+    assert!(connected > 0.5, "the stream goes on");
+    drop(streams);
+}

@@ -120,8 +120,17 @@ pub struct Discovery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiscoverySource {
     Etcd,
-    Dns { domain: String, srv_name: Option<String> },
-    Kubernetes { namespace: String, service: String, kubeconfig: Option<PathBuf> },
+    Dns {
+        domain: String,
+        srv_name: Option<String>,
+        /// `None`: those of /etc/resolv.conf.
+        nameserver: Option<SocketAddr>,
+    },
+    Kubernetes {
+        namespace: String,
+        service: String,
+        kubeconfig: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -154,6 +154,10 @@ pub static DISCOVERY: Schema = Schema {
         default("interval", "\"30s\"", "how often to look"),
         optional("domain", "dns: where the SRV records are"),
         optional("srv_name", "dns: the suffix in _etcd-client-ssl-NAME._tcp"),
+        optional(
+            "nameserver",
+            "dns: address and port of the name server; unwritten, those of /etc/resolv.conf",
+        ),
         optional("namespace", "kubernetes: the namespace of the service"),
         optional("service", "kubernetes: the service whose EndpointSlices are followed"),
         optional("kubeconfig", "kubernetes: how to reach the API; unwritten, as a pod does"),

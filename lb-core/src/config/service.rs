@@ -1,6 +1,6 @@
 //! Reads `[[service]]` and the sections within.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::limits;
 use super::model::{
@@ -64,7 +64,7 @@ fn read_name(section: &Section<'_>) -> Option<String> {
 }
 
 fn read_backend(section: &Section<'_>) -> Option<Backend> {
-    let address = section.get::<std::net::SocketAddr>("address").filter(|address| {
+    let address = section.get::<SocketAddr>("address").filter(|address| {
         if address.port() == 0 {
             section.error("address", "has port 0", "write the port that the backend listens on");
         } else if address.port() == limits::ETCD_PEER_PORT {
@@ -201,9 +201,16 @@ fn read_discovery(section: &Section<'_>) -> Option<Discovery> {
     let (domain, srv_name) = (section.optional("domain"), section.optional("srv_name"));
     let (namespace, service) = (section.optional("namespace"), section.optional("service"));
     let kubeconfig = section.optional("kubeconfig");
+    let nameserver = section.optional::<SocketAddr>("nameserver").filter(|nameserver| {
+        let good = nameserver.is_none_or(|address| address.port() != 0);
+        if !good {
+            section.error("nameserver", "has port 0", "write the port that it listens on, usually 53");
+        }
+        good
+    });
 
     let kind = kind?;
-    warn_unused(section, kind, DiscoveryKind::Dns, &["domain", "srv_name"]);
+    warn_unused(section, kind, DiscoveryKind::Dns, &["domain", "srv_name", "nameserver"]);
     warn_unused(section, kind, DiscoveryKind::Kubernetes, &["namespace", "service", "kubeconfig"]);
     let needed = |key: &'static str, value: Option<Option<String>>| {
         let value = value?;
@@ -214,7 +221,11 @@ fn read_discovery(section: &Section<'_>) -> Option<Discovery> {
     };
     let source = match kind {
         DiscoveryKind::Etcd => DiscoverySource::Etcd,
-        DiscoveryKind::Dns => DiscoverySource::Dns { domain: needed("domain", domain)?, srv_name: srv_name? },
+        DiscoveryKind::Dns => DiscoverySource::Dns {
+            domain: needed("domain", domain)?,
+            srv_name: srv_name?,
+            nameserver: nameserver?,
+        },
         DiscoveryKind::Kubernetes => {
             let (namespace, service) = (needed("namespace", namespace), needed("service", service));
             DiscoverySource::Kubernetes { namespace: namespace?, service: service?, kubeconfig: kubeconfig? }

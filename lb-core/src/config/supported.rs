@@ -2,7 +2,7 @@
 //! here, so that nothing is ever silently ignored. Whoever builds a missing piece deletes its lines.
 
 use super::diagnostic::Sink;
-use super::model::{Config, Service};
+use super::model::{Config, DiscoverySource, Service};
 use super::place::{Document, Step};
 
 /// Refuses what is written and not supported yet.
@@ -12,17 +12,19 @@ pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) 
     };
     for (index, service) in config.services.iter().enumerate() {
         let path = ["service".into(), index.into()];
-        refuse_in_service(service, &|key, what, fix| {
-            not_yet(&[&path[..], &[key.into()]].concat(), what, fix);
+        refuse_in_service(service, &|keys, what, fix| {
+            let keys: Vec<Step<'_>> = keys.iter().map(|key| (*key).into()).collect();
+            not_yet(&[&path[..], &keys].concat(), what, fix);
         });
     }
 }
 
-fn refuse_in_service(service: &Service, not_yet: &dyn Fn(&str, &str, &str)) {
+fn refuse_in_service(service: &Service, not_yet: &dyn Fn(&[&str], &str, &str)) {
     if service.prefer_local {
-        not_yet("prefer_local", "`prefer_local = true`", "remove the key or write false");
+        not_yet(&["prefer_local"], "`prefer_local = true`", "remove the key or write false");
     }
-    if service.discovery.is_some() {
-        not_yet("discovery", "[service.discovery]", "remove the section and write each backend");
+    let source = service.discovery.as_ref().map(|discovery| &discovery.source);
+    if let Some(DiscoverySource::Kubernetes { .. }) = source {
+        not_yet(&["discovery", "kind"], "`kind = \"kubernetes\"`", "use \"etcd\" or \"dns\"");
     }
 }

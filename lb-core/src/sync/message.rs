@@ -98,6 +98,8 @@ pub enum Message {
         priority: u8,
         interval_ms: u32,
     },
+    /// The sender has this table since just now: all of its flows are news to it.
+    Want(Place),
 }
 
 /// Octets that are no message.
@@ -121,10 +123,9 @@ impl Message {
             }
             Self::Table { table, place } => {
                 out.extend(table.to_be_bytes());
-                socket(out, place.service);
-                socket(out, place.backend);
-                address(out, place.source);
+                write_place(out, place);
             }
+            Self::Want(place) => write_place(out, place),
             Self::Flow { table, flow } => {
                 out.extend(table.to_be_bytes());
                 socket(out, flow.client);
@@ -191,6 +192,7 @@ impl Message {
             Self::Interval(_) => 10,
             Self::IntervalConfirmed(_) => 11,
             Self::Advertisement { .. } => 12,
+            Self::Want(_) => 13,
         }
     }
 }
@@ -212,9 +214,7 @@ impl Fields<'_> {
             }
             2 => {
                 let table = self.u16()?;
-                let place =
-                    Place { service: self.socket()?, backend: self.socket()?, source: self.address()? };
-                Message::Table { table, place }
+                Message::Table { table, place: self.place()? }
             }
             3 => {
                 let table = self.u16()?;
@@ -242,6 +242,7 @@ impl Fields<'_> {
                 priority: self.octet()?,
                 interval_ms: self.u32()?,
             },
+            13 => Message::Want(self.place()?),
             _ => return Some(None),
         }))
     }
@@ -276,6 +277,10 @@ impl Fields<'_> {
         Some(SocketAddr::new(self.address()?, self.u16()?))
     }
 
+    fn place(&mut self) -> Option<Place> {
+        Some(Place { service: self.socket()?, backend: self.socket()?, source: self.address()? })
+    }
+
     fn role(&mut self) -> Option<NodeRole> {
         Some(match self.octet()? {
             1 => NodeRole::Active,
@@ -298,6 +303,12 @@ fn address(out: &mut Vec<u8>, address: IpAddr) {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
     });
+}
+
+fn write_place(out: &mut Vec<u8>, place: &Place) {
+    socket(out, place.service);
+    socket(out, place.backend);
+    address(out, place.source);
 }
 
 fn socket(out: &mut Vec<u8>, socket: SocketAddr) {

@@ -58,6 +58,8 @@ pub enum Event {
     Role(NodeRole),
     /// It wants the VIPs.
     AskForVips,
+    /// It has this table since just now: all of its flows are news to it.
+    Wanted(Place),
     /// It will be gone for a moment: its advertisements announce this interval.
     Interval(Duration),
     /// It reckons with the interval.
@@ -152,6 +154,11 @@ impl Peer {
     pub fn forget_table(&mut self, table: u16) {
         self.marks.forget(table);
         self.named.remove(&table);
+    }
+
+    /// The services that the other node was told of.
+    pub fn services(&self) -> &[Service] {
+        &self.services
     }
 
     /// Says something as soon as may be.
@@ -323,6 +330,7 @@ impl Peer {
             }
             Message::Role(role) => Event::Role(role),
             Message::AskForVips => Event::AskForVips,
+            Message::Want(place) => Event::Wanted(place),
             Message::Interval(ms) => Event::Interval(Duration::from_millis(ms.into())),
             Message::IntervalConfirmed(ms) => Event::IntervalConfirmed(Duration::from_millis(ms.into())),
             Message::Advertisement { interval_ms: 0, .. } => {

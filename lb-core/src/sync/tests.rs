@@ -290,6 +290,9 @@ fn any_message() -> impl Strategy<Value = Message> {
             Message::Advertisement { source, priority, interval_ms }
         }),
         Just(Message::AskForVips),
+        (socket(), socket()).prop_map(|(service, backend)| {
+            Message::Want(Place { service, backend, source: service.ip() })
+        }),
     ]
 }
 

@@ -12,6 +12,7 @@
 mod attach;
 mod clients;
 mod commands;
+mod discover;
 pub mod error;
 mod explain;
 pub mod files;
@@ -100,6 +101,7 @@ async fn turn(
     loop {
         select! {
             changed = agent.checks.changed() => agent.on_check(&changed),
+            news = agent.discoveries.next() => agent.on_discovery(news).await,
             touched = agent.network.changed() => agent.on_network(touched).await,
             signals = rings.signals.next() => agent.on_signals(&signals),
             events = rings.events.next() => agent.on_events(&events),

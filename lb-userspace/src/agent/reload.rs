@@ -53,11 +53,19 @@ impl Agent {
             .map_err(|error| error.to_string())?;
 
         self.told.follow(&loaded.config)?;
-        let before = std::mem::replace(&mut self.config, loaded.config);
+        let written_before = self.finds.written.clone();
+        self.finds.retain(&loaded.config);
+        self.discoveries.configure(&loaded.config);
+        let in_force = self.finds.effective(&loaded.config);
+        let before = std::mem::replace(&mut self.config, in_force);
         let secret_before = std::mem::replace(&mut self.hash_secret, loaded.hash_secret);
         let drains_before = self.drains.clone();
         if let Err(error) = self.adopt_config().await {
             self.config = before;
+            if let Some(written) = &written_before {
+                self.finds.retain(written);
+                self.discoveries.configure(written);
+            }
             self.hash_secret = secret_before;
             self.drains = drains_before;
             if let Err(error) = self.adopt_config().await {
@@ -77,7 +85,7 @@ impl Agent {
     }
 
     /// Makes everything follow from the config in force.
-    async fn adopt_config(&mut self) -> Result<(), crate::dataplane::Error> {
+    pub(super) async fn adopt_config(&mut self) -> Result<(), crate::dataplane::Error> {
         self.checks.configure(&self.config, |_| None);
         let backends: BTreeSet<_> = self
             .config
@@ -91,7 +99,13 @@ impl Agent {
         self.follow_groups().await;
         self.hops.learn(self.network.mirror());
         self.hops.provoke(self.network.handle(), self.network.mirror()).await;
-        if self.serving { self.try_reconcile() } else { Ok(()) }
+        if !self.serving {
+            return Ok(());
+        }
+        let tables = self.plane.table_numbers();
+        self.try_reconcile()?;
+        self.sync_tables(&tables);
+        Ok(())
     }
 }
 

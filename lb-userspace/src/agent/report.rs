@@ -95,6 +95,13 @@ impl Agent {
                 .iter()
                 .map(|service| service.backends.iter().map(|b| self.backend_figures(service, b)).collect())
                 .collect(),
+            discovery: self
+                .config
+                .services
+                .iter()
+                .map(|service| self.discoveries.figures((service.vip, service.port)))
+                .map(|figures| figures.cloned().unwrap_or_default())
+                .collect(),
             sync: self.sync.as_ref().map(|sync| sync.figures.clone()).unwrap_or_default(),
             pair: self.pair.as_ref().map(Pair::figures).unwrap_or_default(),
             reload: ReloadFigures {
@@ -172,7 +179,7 @@ impl Agent {
     /// Whether new connections are served; if not, why.
     pub(super) fn readiness(&self) -> Result<(), String> {
         if !self.serving {
-            return Err("the first round of health checks has not ended yet".into());
+            return Err("the first round of discovery and health checks has not ended yet".into());
         }
         if let Some(name) = self.config.interfaces.iter().find(|name| self.attachments.mode(name).is_none()) {
             return Err(format!("the XDP program is not attached to {name}"));
@@ -246,6 +253,7 @@ impl Agent {
             state: match state {
                 _ if drained.is_some() => "draining",
                 State::Down if member.is_some_and(|member| member.learner) => "learner",
+                State::Healthy if self.finds.learner(&key) == Some(true) => "learner",
                 _ => state.as_str(),
             }
             .into(),
@@ -256,6 +264,7 @@ impl Agent {
             leader: member.map(Member::is_leader),
             version: known.map(|member| member.version.clone()),
             cluster_id: known.map(|member| format!("{:x}", member.cluster_id)),
+            discovered: self.finds.learner(&key).is_some() && !self.finds.is_written(&key),
             learner: member.map(|member| member.learner),
             alarms: member
                 .map(Member::alarm_kinds)

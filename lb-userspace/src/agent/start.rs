@@ -72,7 +72,7 @@ pub(super) async fn start(
 impl Agent {
     /// Attaches and says so, once the first round of probes has ended.
     pub(super) fn serve_if_ready(&mut self) -> Result<(), Error> {
-        if self.serving || !self.checks.first_round_ended() {
+        if self.serving || !self.discoveries.first_round_ended() || !self.checks.first_round_ended() {
             return Ok(());
         }
         self.hops.learn(self.network.mirror());

@@ -17,6 +17,7 @@ use super::{
     Options,
     attach::Attachments,
     clients::ClientWays,
+    discover::Finds,
     files::Loaded,
     fit,
     lock::Locks,
@@ -30,6 +31,7 @@ use super::{
 use crate::{
     api::{SocketFile, events::Events},
     dataplane::{Census, DataPlane, monotonic_ns},
+    discovery::Discoveries,
     netlink::{Network, Touched, groups, hops::Hops, vip},
     probe::{Changed, Checks},
 };
@@ -44,8 +46,12 @@ pub(super) struct Agent {
     pub(super) config_path: PathBuf,
     /// Instead of the config's `[api] socket`.
     pub(super) socket_override: Option<PathBuf>,
-    /// The config in force.
+    /// The config in force: what is written, and the backends that were found beside it.
     pub(super) config: Config,
+    /// Where backends are looked for.
+    pub(super) discoveries: Discoveries,
+    /// What was found.
+    pub(super) finds: Finds,
     /// Contents of its `hash_seed_file`.
     pub(super) hash_secret: Option<Vec<u8>>,
     /// The maps.
@@ -104,6 +110,10 @@ impl Agent {
         locks: Locks,
     ) -> Self {
         let Loaded { config, hash_secret, .. } = loaded;
+        let mut discoveries = Discoveries::new();
+        discoveries.configure(&config);
+        let finds = Finds::restore(&config, &plane);
+        let config = finds.effective(&config);
         let mut checks = Checks::new();
         checks.configure(&config, |key| plane.restored_health(key.vip, key.port, key.address));
         let restored = plane.restored_drains();
@@ -117,6 +127,8 @@ impl Agent {
             config_path: options.config.clone(),
             socket_override: options.socket.clone(),
             config,
+            discoveries,
+            finds,
             hash_secret,
             plane,
             network,
@@ -161,6 +173,7 @@ impl Agent {
             }
             let why = if flip.to == State::Down { format!(": {}", flip.reason) } else { String::new() };
             self.events.note("backend", subject, format!("{} → {}{why}", flip.from, flip.to));
+            self.discoveries.hurry((changed.backend.vip, changed.backend.port));
         }
         if self.serving && (changed.flip.is_some() || changed.standing) {
             self.reconcile();

@@ -12,7 +12,7 @@ use std::{
 use lb_common::{maps::FlowEvent, nat};
 use lb_core::{
     config::{self, Mode},
-    sync::{MAX_PLAINTEXT, Message, NodeRole, Peer, Service, seed_check},
+    sync::{MAX_PLAINTEXT, Message, NodeRole, Peer, Service, Source as _, seed_check},
     vrrp::{Preemption, Role},
 };
 use tokio::sync::mpsc;
@@ -169,6 +169,27 @@ impl Agent {
         for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
             stream.peer.mark(now(), backend, port);
         }
+    }
+
+    /// The config has changed: other nodes are told of the services anew, and asked for the flows of tables that were not
+    /// there `before`.
+    pub(super) fn sync_tables(&mut self, before: &[u16]) {
+        let services = self.sync_services();
+        let tables = self.plane.table_numbers().into_iter().filter(|table| !before.contains(table));
+        let places: Vec<_> = tables.filter_map(|table| self.plane.place(table)).collect();
+        let Some(sync) = &mut self.sync else { return };
+        let mut outdated = Vec::new();
+        for (number, link) in sync.peers.iter_mut().enumerate() {
+            let Some(stream) = &mut link.stream else { continue };
+            if stream.peer.services() != services {
+                outdated.push(number);
+            }
+            places.iter().for_each(|place| stream.peer.say(Message::Want(*place)));
+        }
+        for number in outdated {
+            self.close(number, "this node's services have changed; it begins anew");
+        }
+        self.pump();
     }
 
     /// Numbers of tables that stand for nothing any more.

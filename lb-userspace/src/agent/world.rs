@@ -20,8 +20,13 @@ pub(super) struct View<'a>(pub(super) &'a Agent);
 impl World for View<'_> {
     fn standing(&self, backend: &BackendKey) -> Standing {
         let check = self.0.checks.get(backend);
+        // A learner passes checks that know nothing of etcd.
+        let is_learner = self.0.finds.learner(backend) == Some(true);
         Standing {
-            state: check.map_or(State::Starting, |check| check.health().state()),
+            state: match check.map_or(State::Starting, |check| check.health().state()) {
+                State::Healthy if is_learner => State::Down,
+                state => state,
+            },
             accepts: check.is_some_and(Check::accepts),
             fails_alone: check.is_some_and(|check| check.health().fails_alone()),
             drained: self.0.drains.contains_key(backend),

@@ -1,16 +1,20 @@
 //! The text for Prometheus. Every series exists from the start, and no label carries a client's address.
 
-use std::{fmt::Write as _, time::Duration};
+mod page;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, UNIX_EPOCH};
 
 use lb_common::{
     counters::{BackendCounters, Counter, Counters, Kind},
-    maps::{HANDSHAKE_BOUNDS_NS, Handshakes},
+    maps::Handshakes,
 };
+use lb_core::{discovery::REASONS, etcd::ALARMS, sync::Failure, vrrp::Reject};
 
-use lb_core::{etcd::ALARMS, sync::Failure, vrrp::Reject};
-
+use self::page::Page;
 use super::status::{BACKEND_STATES, PeerStatus, Role, Status};
-use crate::{dataplane::Reason, vrrp::LATENESS_BOUNDS};
+use crate::{dataplane::Reason, discovery::Figures as DiscoveryFigures, vrrp::LATENESS_BOUNDS};
 
 /// What the metrics are made of.
 #[derive(Clone, Debug)]
@@ -25,6 +29,8 @@ pub struct Figures {
     pub counters: Counters,
     /// For each service of `status`, for each of its backends.
     pub backends: Vec<Vec<BackendFigures>>,
+    /// For each service of `status`: its discovery; all 0 without.
+    pub discovery: Vec<DiscoveryFigures>,
     /// The last reload.
     pub reload: ReloadFigures,
     /// Its part in a pair; all 0 without one.
@@ -148,11 +154,12 @@ impl Histogram {
 
 /// Everything, in Prometheus' text format 0.0.4.
 pub fn render(figures: &Figures) -> String {
-    let mut page = Page(String::with_capacity(16 * 1024));
+    let mut page = Page::new();
     node(&mut page, figures);
+    discovery(&mut page, figures);
     backends(&mut page, figures);
     data_plane(&mut page, figures);
-    page.0
+    page.finish()
 }
 
 fn node(page: &mut Page, figures: &Figures) {
@@ -250,6 +257,43 @@ fn pair(page: &mut Page, pair: &PairFigures) {
     page.family("vrrp_rejected_total", "counter", "VRRP advertisements that were not heeded.");
     for (reason, count) in Reject::REASONS.into_iter().zip(pair.rejected) {
         page.sample("vrrp_rejected_total", &[("reason", reason)], count);
+    }
+}
+
+/// A metric of a service's discovery.
+type DiscoveryMetric = (&'static str, &'static str, &'static str, fn(&DiscoveryFigures) -> u64);
+
+fn discovery(page: &mut Page, figures: &Figures) {
+    let all = || figures.status.services.iter().map(|service| service.name.as_str()).zip(&figures.discovery);
+    let since_1970 = |figures: &DiscoveryFigures| {
+        let since = figures.last_success.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        since.map_or(0, |since| since.as_secs())
+    };
+    let metrics: [DiscoveryMetric; 3] = [
+        (
+            "discovery_last_success_timestamp_seconds",
+            "gauge",
+            "When an answer of the service's discovery was last believed, Unix time; 0: never.",
+            since_1970,
+        ),
+        ("discovery_members", "gauge", "Backends that the last believed answer names.", |f| f.members as u64),
+        ("discovery_failures_total", "counter", "Rounds of discovery without an answer.", |f| f.failures),
+    ];
+    for (name, kind, help, value) in metrics {
+        page.family(name, kind, help);
+        for (service, figures) in all() {
+            page.sample(name, &[("service", service)], value(figures));
+        }
+    }
+    page.family(
+        "discovery_ignored_total",
+        "counter",
+        "Answers of discovery, and backends in them, that were not believed.",
+    );
+    for (service, figures) in all() {
+        for (reason, count) in REASONS.into_iter().zip(figures.ignored) {
+            page.sample("discovery_ignored_total", &[("service", service), ("reason", reason)], count);
+        }
     }
 }
 
@@ -387,6 +431,7 @@ fn backends(page: &mut Page, figures: &Figures) {
 fn data_plane(page: &mut Page, figures: &Figures) {
     let counters = &figures.counters;
     for (name, help, value) in [
+        ("flows_adopted_total", "Connections adopted after a takeover.", counters.flow_adopted),
         ("lease_revoked_total", "Leases that a stronger advertisement ended.", counters.lease_revoked),
         ("vip_conflicts_total", "ARP packets by which another host claimed a VIP.", counters.vip_conflict),
         ("events_lost_total", "Events of the data plane that the agent did not get.", counters.events_lost),
@@ -406,71 +451,3 @@ fn data_plane(page: &mut Page, figures: &Figures) {
         }
     }
 }
-
-/// The text so far.
-struct Page(String);
-
-impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.0, "# HELP etcd_lb_{name} {help}\n# TYPE etcd_lb_{name} {kind}");
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
-        self.line(name, labels, &value.to_string());
-    }
-
-    fn histogram(&mut self, name: &str, labels: &[(&str, &str)], histogram: &Histogram) {
-        let bucket = format!("{name}_bucket");
-        let mut below = 0;
-        for (bound, in_bucket) in BOUNDS.iter().zip(histogram.buckets) {
-            below += in_bucket;
-            let bound = bound.to_string();
-            self.sample(&bucket, &[labels, &[("le", bound.as_str())]].concat(), below);
-        }
-        self.sample(&bucket, &[labels, &[("le", "+Inf")]].concat(), histogram.count);
-        self.line(&format!("{name}_sum"), labels, &histogram.sum.as_secs_f64().to_string());
-        self.sample(&format!("{name}_count"), labels, histogram.count);
-    }
-
-    fn handshakes(&mut self, name: &str, labels: &[(&str, &str)], times: &Handshakes) {
-        let seconds = |ns: u64| Duration::from_nanos(ns).as_secs_f64().to_string();
-        let bounds = HANDSHAKE_BOUNDS_NS.into_iter().map(seconds).chain(["+Inf".to_owned()]);
-        let mut below = 0;
-        for (bound, in_bucket) in bounds.zip(times.buckets) {
-            below += in_bucket;
-            self.sample(&format!("{name}_bucket"), &[labels, &[("le", bound.as_str())]].concat(), below);
-        }
-        self.line(&format!("{name}_sum"), labels, &seconds(times.sum));
-        self.sample(&format!("{name}_count"), labels, below);
-    }
-
-    fn lateness(&mut self, name: &str, pair: &PairFigures) {
-        let bounds = LATENESS_BOUNDS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
-        let mut below = 0;
-        for (bound, in_bucket) in bounds.zip(pair.lateness) {
-            below += in_bucket;
-            self.sample(&format!("{name}_bucket"), &[("le", bound.as_str())], below);
-        }
-        self.line(&format!("{name}_sum"), &[], &pair.lateness_sum.as_secs_f64().to_string());
-        self.sample(&format!("{name}_count"), &[], below);
-    }
-
-    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: &str) {
-        let _ = write!(self.0, "etcd_lb_{name}");
-        for (place, (label, text)) in labels.iter().enumerate() {
-            let open = if place == 0 { '{' } else { ',' };
-            let _ = write!(self.0, "{open}{label}=\"{}\"", escaped(text));
-        }
-        let close = if labels.is_empty() { "" } else { "}" };
-        let _ = writeln!(self.0, "{close} {value}");
-    }
-}
-
-/// A label's value as the text format wants it.
-fn escaped(text: &str) -> String {
-    text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
-}
-
-#[cfg(test)]
-mod tests;

@@ -105,6 +105,9 @@ pub struct BackendStatus {
     pub version: Option<String>,
     /// Its etcd cluster's id, where known.
     pub cluster_id: Option<String>,
+    /// It was found by the service's discovery.
+    #[serde(default)]
+    pub discovered: bool,
     /// Whether it is a learner, where known.
     #[serde(default)]
     pub learner: Option<bool>,

@@ -153,6 +153,7 @@ mod tests {
             version: None,
             cluster_id: None,
             learner: None,
+            discovered: false,
             alarms: Vec::new(),
             db_size: None,
             tls_not_after: None,

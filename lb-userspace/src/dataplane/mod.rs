@@ -308,6 +308,16 @@ impl DataPlane {
         (entry.flags & BACKEND_LEAVING == 0).then_some(entry.flags & BACKEND_HEALTHY != 0)
     }
 
+    /// Where a service's backends are, as a former agent left them; not those that leave.
+    pub fn backends_of(&self, vip: IpAddr, port: u16) -> Vec<SocketAddr> {
+        let Some(service) = self.actual.service_number(&ServiceKey::new(vip.into(), Port::new(port))) else {
+            return vec![];
+        };
+        let stays = |backend: &Backend| backend.service == service && backend.flags & BACKEND_LEAVING == 0;
+        let backends = self.actual.used_backends().filter(|(_, backend)| stays(backend));
+        backends.map(|(_, backend)| address_of(backend)).collect()
+    }
+
     /// The backends that the operator drains, as a former agent left them: VIP, port, backend.
     pub fn restored_drains(&self) -> Vec<(IpAddr, u16, SocketAddr)> {
         let is_drained =

@@ -78,11 +78,14 @@ impl Source for DataPlane {
 impl DataPlane {
     /// Every slot with an established flow: table and port.
     pub fn established(&self) -> Vec<(u16, u16)> {
-        let of_table = |(&number, table): (&u16, &super::port_table::PortTable)| {
-            let ports = table.ports().filter(|port| table.claim(*port).is(State::Established));
-            ports.map(|port| (number, port)).collect::<Vec<_>>()
-        };
-        self.tables.iter().flat_map(of_table).collect()
+        let of_table = |&table: &u16| self.established_in(table).into_iter().map(move |port| (table, port));
+        self.tables.keys().flat_map(of_table).collect()
+    }
+
+    /// Every slot of a table with an established flow.
+    pub fn established_in(&self, table: u16) -> Vec<u16> {
+        let Some(table) = self.tables.get(&table) else { return vec![] };
+        table.ports().filter(|port| table.claim(*port).is(State::Established)).collect()
     }
 
     /// The table of another node's place.

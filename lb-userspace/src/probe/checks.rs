@@ -5,6 +5,7 @@ mod pool;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -382,23 +383,29 @@ impl Check {
     }
 }
 
-fn files(tls: &Tls) -> TlsFiles {
+pub(super) fn files(tls: &Tls) -> TlsFiles {
     TlsFiles {
         ca_file: tls.ca_file.clone(),
         client: tls.client.as_ref().map(|client| (client.cert_file.clone(), client.key_file.clone())),
     }
 }
 
-fn spec(service: &Service, backend: &Backend, source: Option<&Arc<TlsSource>>) -> Spec {
-    let address = service.health.target(backend);
+/// Who is asked, as `HOST:PORT`, and whose name the certificate must have.
+pub(super) fn names(service: &Service, address: SocketAddr) -> (String, String) {
     let name = service.health.probe.tls().and_then(|tls| tls.server_name.clone());
     let authority = match &name {
         None => address.to_string(),
         Some(name) => match name.parse() {
-            Ok(ip) => std::net::SocketAddr::new(ip, address.port()).to_string(),
+            Ok(ip) => SocketAddr::new(ip, address.port()).to_string(),
             Err(_) => format!("{name}:{}", address.port()),
         },
     };
+    (authority, name.unwrap_or_else(|| address.ip().to_string()))
+}
+
+fn spec(service: &Service, backend: &Backend, source: Option<&Arc<TlsSource>>) -> Spec {
+    let address = service.health.target(backend);
+    let (authority, server_name) = names(service, address);
     let kind = match &service.health.probe {
         Probe::Tcp => Kind::Tcp,
         Probe::Http(http) => Kind::Http(HttpSpec {
@@ -410,6 +417,5 @@ fn spec(service: &Service, backend: &Backend, source: Option<&Arc<TlsSource>>) -
         Probe::Grpc { .. } => Kind::Grpc { authority },
         Probe::Etcd { .. } => Kind::Etcd { authority },
     };
-    let server_name = name.unwrap_or_else(|| address.ip().to_string());
     Spec { address, kind, tls: source.map(|source| (source.clone(), server_name)) }
 }

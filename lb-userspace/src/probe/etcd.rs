@@ -57,6 +57,14 @@ pub(super) async fn ask(client: &Client, progress: &Progress) -> Result<(), Fail
     status.map(drop)
 }
 
+/// A linearizable read, which only a member with a leader and a quorum answers; a refusal by auth proves as much.
+pub(super) async fn prove_quorum(client: &Client, progress: &Progress) -> Result<(), Failure> {
+    match range(client).await {
+        Ok(_) => Ok(()),
+        Err(refusal) => judge_read(client, &refusal, progress),
+    }
+}
+
 /// A linearizable read of at most one key, without its value: it writes no raft entry.
 async fn range(client: &Client) -> Result<RangeResponse, Status> {
     let message = RangeRequest { key: KEY.to_vec(), limit: 1, keys_only: true };

@@ -75,3 +75,30 @@ pub(super) struct StatusResponse {
     #[prost(bool, tag = "10")]
     pub(super) is_learner: bool,
 }
+
+/// `etcdserverpb.MemberListRequest`; before etcd 3.5 it has no fields.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct MemberListRequest {
+    #[prost(bool, tag = "1")]
+    pub(super) linearizable: bool,
+}
+
+/// `etcdserverpb.MemberListResponse`
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct MemberListResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) header: Option<ResponseHeader>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) members: Vec<MemberMessage>,
+}
+
+/// `etcdserverpb.Member`
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct MemberMessage {
+    #[prost(string, tag = "2")]
+    pub(super) name: String,
+    #[prost(string, repeated, tag = "4")]
+    pub(super) client_urls: Vec<String>,
+    #[prost(bool, tag = "5")]
+    pub(super) is_learner: bool,
+}

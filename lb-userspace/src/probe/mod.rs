@@ -7,6 +7,7 @@ mod checks;
 mod etcd;
 mod grpc;
 mod http;
+mod members;
 mod messages;
 mod tls;
 
@@ -20,13 +21,14 @@ use std::{
 use hyper::Uri;
 use lb_core::{etcd::Member, health::Outcome};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
+use tokio_rustls::client::TlsStream;
 
 pub use checks::{Changed, Check, Checks};
 pub use http::HttpSpec;
+pub use members::{ListedMember, MemberList, member_list, specs};
 pub use tls::{Alpn, TlsFiles, TlsSource};
 
 /// What to ask a backend.
@@ -234,7 +236,22 @@ pub async fn run(spec: &Spec, deadline: Instant) -> Report {
 }
 
 async fn ask(spec: &Spec, progress: &Progress) -> Result<(), Failure> {
-    let stream = TcpStream::connect(spec.address).await.map_err(|error| Failure {
+    match &spec.kind {
+        Kind::Tcp => connect(spec.address).await.map(drop),
+        Kind::Http(request) => {
+            let stream = connect(spec.address).await?;
+            match &spec.tls {
+                None => http::ask(stream, request, progress).await,
+                Some(tls) => http::ask(encrypt(stream, tls, progress).await?, request, progress).await,
+            }
+        }
+        Kind::Grpc { authority } => grpc::ask(&open(spec, authority, progress).await?, progress).await,
+        Kind::Etcd { authority } => etcd::ask(&open(spec, authority, progress).await?, progress).await,
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
+    let stream = TcpStream::connect(address).await.map_err(|error| Failure {
         blame: match error.kind() {
             io::ErrorKind::ConnectionRefused => Blame::Refused,
             _ => Blame::Own,
@@ -243,33 +260,33 @@ async fn ask(spec: &Spec, progress: &Progress) -> Result<(), Failure> {
     })?;
     // A probe is a few small packets each way: Nagle's and delayed ACKs' 40 ms would be most of its time.
     stream.set_nodelay(true).map_err(|error| Failure::new(error.to_string()))?;
-    match &spec.tls {
-        None => ask_over(stream, spec, progress).await,
-        Some((source, server_name)) => {
-            progress.set(Step::Tls);
-            let (stream, not_after) = tls::connect(stream, source, server_name).await?;
-            progress.certificate_ends(not_after);
-            ask_over(stream, spec, progress).await
-        }
-    }
+    Ok(stream)
 }
 
-async fn ask_over<S>(stream: S, spec: &Spec, progress: &Progress) -> Result<(), Failure>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    match &spec.kind {
-        Kind::Tcp => Ok(()),
-        Kind::Http(request) => http::ask(stream, request, progress).await,
-        Kind::Grpc { authority } => {
+async fn encrypt(
+    stream: TcpStream,
+    (source, server_name): &(Arc<TlsSource>, String),
+    progress: &Progress,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    progress.set(Step::Tls);
+    let (stream, not_after) = tls::connect(stream, source, server_name).await?;
+    progress.certificate_ends(not_after);
+    Ok(stream)
+}
+
+/// A connection for gRPC.
+async fn open(spec: &Spec, authority: &str, progress: &Progress) -> Result<grpc::Client, Failure> {
+    let stream = connect(spec.address).await?;
+    let origin = spec.origin(authority)?;
+    match &spec.tls {
+        None => {
             progress.set(Step::Health);
-            let client = grpc::Client::open(stream, spec.origin(authority)?).await?;
-            grpc::ask(&client, progress).await
+            grpc::Client::open(stream, origin).await
         }
-        Kind::Etcd { authority } => {
+        Some(tls) => {
+            let stream = encrypt(stream, tls, progress).await?;
             progress.set(Step::Health);
-            let client = grpc::Client::open(stream, spec.origin(authority)?).await?;
-            etcd::ask(&client, progress).await
+            grpc::Client::open(stream, origin).await
         }
     }
 }

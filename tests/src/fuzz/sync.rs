@@ -75,6 +75,7 @@ pub(super) fn message_seeds() -> Vec<Vec<u8>> {
         Message::Ping(1),
         Message::Role(NodeRole::Backup),
         Message::AskForVips,
+        Message::Want(place),
         Message::Interval(1000),
         Message::IntervalConfirmed(1000),
         Message::Advertisement { source: [10, 0, 1, 2].into(), priority: 200, interval_ms: 100 },

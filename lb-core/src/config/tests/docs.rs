@@ -176,7 +176,8 @@ fn what_is_refused_is_documented_as_such() {
     let whole = include_str!("whole.toml")
         .replace("max_flows_per_client = 0", "max_flows_per_client = 1")
         .replace("max_connections = 0", "max_connections = 1")
-        .replace("prefer_local = false", "prefer_local = true");
+        .replace("prefer_local = false", "prefer_local = true")
+        .replace("[service.discovery]\n  kind = \"etcd\"", "[service.discovery]\n  kind = \"kubernetes\"");
     let lines: Vec<_> = whole.lines().map(str::trim).collect();
     let errors = parse(&whole, "F").unwrap_err();
     let mut refused = 0;

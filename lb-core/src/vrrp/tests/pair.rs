@@ -29,6 +29,20 @@ enum Event {
     AgentHangs(usize, u64),
 }
 
+impl Event {
+    fn lasts(self) -> Duration {
+        match self {
+            Self::Hang(_, ms)
+            | Self::Kill(_, ms)
+            | Self::Stop(_, ms)
+            | Self::Mute(_, ms)
+            | Self::NoCarrier(_, ms)
+            | Self::AgentHangs(_, ms) => Duration::from_millis(ms),
+            Self::FailOver(_) => Duration::ZERO,
+        }
+    }
+}
+
 struct Node {
     machine: Option<Machine>,
     settings: Settings,
@@ -81,12 +95,15 @@ impl Node {
 fn run(nodes: &mut [Node; 2], events: &[(u64, Event)], delays: &[u64]) -> Result<usize, String> {
     let mut at = BTreeMap::<Duration, Vec<Event>>::new();
     let mut when = Duration::ZERO;
+    let mut over = Duration::ZERO;
     for (after, event) in events {
         when += Duration::from_millis(*after);
         at.entry(when).or_default().push(*event);
+        // What hangs for longer than that has done all that it will do by then.
+        over = over.max(when + AGENT_PATIENCE.max(event.lasts()));
     }
     let interval = nodes[0].settings.interval;
-    let end = when + 60 * interval + Duration::from_secs(3);
+    let end = over + 60 * interval;
     let mut on_the_wire: Vec<(Duration, usize, Advertisement)> = vec![];
     let (mut now, mut delays) = (Duration::from_millis(1), delays.iter().cycle());
     while now < end {

@@ -43,6 +43,17 @@ impl Agent {
             Some(Event::Free { place, nat_port }) => self.on_free(number, &place, nat_port)?,
             Some(Event::SnapshotEnd { flows }) => self.on_snapshot_end(number, flows)?,
             Some(Event::AskForVips) => self.hand_over(true),
+            Some(Event::Wanted(place)) => {
+                if let Some(table) = self.plane.table_at(&place) {
+                    let flows = self.plane.established_in(table);
+                    debug!(%place.backend, flows = flows.len(), "the other node has this backend now");
+                    let sync = self.sync.as_mut();
+                    let stream = sync.and_then(|sync| sync.peers.get_mut(number)?.stream.as_mut());
+                    if let Some(stream) = stream {
+                        flows.iter().for_each(|port| stream.peer.mark(now(), table, *port));
+                    }
+                }
+            }
             Some(Event::Advertisement { source, priority, interval }) => {
                 let advertisement = Advertisement {
                     source,

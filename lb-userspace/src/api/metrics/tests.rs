@@ -19,6 +19,7 @@ fn figures() -> Figures {
         alarms: Vec::new(),
         db_size: None,
         tls_not_after: None,
+        discovered: false,
         check_ms: None,
         failed_step: None,
         failed_step_ms: None,
@@ -58,6 +59,7 @@ fn figures() -> Figures {
             ..PairFigures::default()
         },
         sync: SyncFigures::default(),
+        discovery: vec![DiscoveryFigures { members: 3, ..DiscoveryFigures::default() }],
         log_lines_lost: 6,
         counters: Counters {
             events_lost: 8,

@@ -29,7 +29,12 @@ impl Checks {
 
     /// The cluster that a backend's service belongs to.
     pub(super) fn cluster_of(&self, backend: &BackendKey) -> Option<u64> {
-        let pool = self.checks.iter().filter(|(key, _)| pool_of(key) == pool_of(backend));
+        self.cluster_of_service(pool_of(backend))
+    }
+
+    /// The cluster that a service's backends belong to, as far as they have said.
+    pub fn cluster_of_service(&self, service: Pool) -> Option<u64> {
+        let pool = self.checks.iter().filter(|(key, _)| pool_of(key) == service);
         etcd::pool_cluster(pool.map(|(_, check)| check.member.as_ref().map(|member| member.cluster_id)))
     }
 

@@ -4,15 +4,19 @@
 //! | --- | --- |
 //! | `etcd.rs` | a member's list of members |
 //! | `dns.rs` | SRV records |
+//! | `kubernetes.rs` | EndpointSlices, which are followed instead of asked for; with the feature `kubernetes` |
 //!
 //! What of an answer is believed is decided by [`lb_core::discovery`].
 
 mod dns;
 mod etcd;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -78,6 +82,8 @@ pub struct Heard {
     pub service: ServiceKey,
     /// The answer, or why there is none, in words.
     pub result: Result<Answer, String>,
+    /// More may follow.
+    goes_on: bool,
 }
 
 /// What to ask in a round.
@@ -86,6 +92,18 @@ pub enum Question {
     Etcd(Vec<Spec>),
     /// Names; whether of IPv6 addresses.
     Dns { domain: String, srv_name: Option<String>, nameserver: Option<SocketAddr>, ipv6: bool },
+    /// EndpointSlices: the answers go on for as long as they change.
+    Kubernetes(Followed),
+}
+
+/// A Kubernetes service whose EndpointSlices are followed.
+pub struct Followed {
+    pub namespace: String,
+    pub service: String,
+    /// `None`: as a pod reaches the API.
+    pub kubeconfig: Option<PathBuf>,
+    /// The VIP's, which decides among several ports of the service.
+    pub port: u16,
 }
 
 impl Discoveries {
@@ -141,8 +159,11 @@ impl Discoveries {
         tokio::select! {
             Some(heard) = self.ended.recv() => {
                 if let Some(source) = self.sources.get_mut(&heard.service) {
-                    source.round = None;
                     source.has_tried = true;
+                    if heard.goes_on {
+                        return News::Heard(heard);
+                    }
+                    source.round = None;
                     source.next = source.began.unwrap_or_else(Instant::now) + source.interval;
                 }
                 News::Heard(heard)
@@ -161,10 +182,10 @@ impl Discoveries {
             source.began = Some(now);
             let (service, question, end) = (*service, question(*service, &source.source), self.end.clone());
             let round = tokio::spawn(async move {
-                let result = timeout(ROUND, question.ask()).await;
-                let result = result.unwrap_or_else(|_| Err(format!("no answer within {ROUND:?}")));
                 // Nobody listens where the agent ends.
-                let _ = end.send(Heard { service, result });
+                let tell = |result, goes_on| drop(end.send(Heard { service, result, goes_on }));
+                let result = question.ask(|result| tell(result, true)).await;
+                tell(result, false);
             });
             source.round = Some(round.abort_handle());
         }
@@ -204,12 +225,24 @@ impl Drop for Source {
 }
 
 impl Question {
-    async fn ask(self) -> Result<Answer, String> {
+    /// Asks; a source that is followed tells by `tell` what it says, and ends only where it cannot go on.
+    async fn ask(self, tell: impl Fn(Result<Answer, String>)) -> Result<Answer, String> {
         match self {
-            Self::Etcd(members) => etcd::ask(&members).await,
+            Self::Etcd(members) => in_time(etcd::ask(&members)).await,
             Self::Dns { domain, srv_name, nameserver, ipv6 } => {
-                dns::ask(&domain, srv_name.as_deref(), nameserver, ipv6).await
+                in_time(dns::ask(&domain, srv_name.as_deref(), nameserver, ipv6)).await
+            }
+            #[cfg(feature = "kubernetes")]
+            Self::Kubernetes(followed) => Err(kubernetes::follow(&followed, tell).await),
+            #[cfg(not(feature = "kubernetes"))]
+            Self::Kubernetes(_) => {
+                drop(tell);
+                Err("this etcd-lb was built without the feature `kubernetes`".into())
             }
         }
     }
+}
+
+async fn in_time(asked: impl Future<Output = Result<Answer, String>>) -> Result<Answer, String> {
+    timeout(ROUND, asked).await.unwrap_or_else(|_| Err(format!("no answer within {ROUND:?}")))
 }

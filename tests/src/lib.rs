@@ -30,6 +30,7 @@ pub mod held;
 pub mod host;
 pub mod https;
 pub mod keepalived;
+pub mod kube;
 pub mod lab;
 pub mod netns;
 pub mod owner;

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ use etcd_lb_tests::{
     etcd::Setup,
     eventually,
     fleet::Options,
+    kube::{ApiServer, NAMESPACE, SERVICE},
 };
 use serde_json::Value;
 
@@ -261,4 +262,86 @@ fn srv_records_are_followed_with_care() {
     let broken = fleet.broken();
     assert!(broken.iter().all(|session| session.member == gone), "{broken:?}");
     println!("{} connections ended in the drain, all of them the removed member's", broken.len());
+}
+
+#[test]
+fn endpoint_slices_are_followed_with_care() {
+    let topology = Topology::standard().without("lb2").without("client-2").with(Role::Client, "kube", 60);
+    let lab = Lab::start("discover_kube", &topology).unwrap();
+    let cluster = Cluster::start(&lab).unwrap();
+    let of =
+        |name: &'static str, ready: bool| (name, IpAddr::from(cluster.member(name).host().address()), ready);
+    let mut api = ApiServer::start(lab.host("kube"), 6443).unwrap();
+    api.set("a", &[of("etcd-1", true), of("etcd-2", true), of("etcd-3", false)]);
+    let host = lab.host("lb1");
+    let lines = format!(
+        "kind = \"kubernetes\"\ninterval = \"1s\"\nnamespace = \"{NAMESPACE}\"\nservice = \"{SERVICE}\"\nkubeconfig = {:?}",
+        api.kubeconfig()
+    );
+    let mut balancer = Balancer::start(host, &config(host, &cluster, &[], &lines)).unwrap();
+    let all = [("etcd-1", "healthy"), ("etcd-2", "healthy"), ("etcd-3", "healthy")];
+    wait_states(&balancer, "two are ready", &all[..2]);
+    api.set("b", &[of("etcd-3", true)]);
+    wait_states(&balancer, "a third is ready", &all);
+    let options =
+        Options { clients: 12, interval: Duration::from_millis(50), reconnect: true, ..Options::default() };
+    let vip = SocketAddr::from((VIP, CLIENT_PORT));
+    let fleet = Fleet::start(lab.host("client-1"), vip, &cluster.pki, options).unwrap();
+
+    // The watch goes on where it was.
+    api.bookmark();
+    let (lists, watches) = api.asked();
+    api.interrupt();
+    let lies =
+        ["127.0.0.1", "10.0.1.100", "10.0.1.2"].map(|lie| ("lie", lie.parse::<IpAddr>().unwrap(), true));
+    api.set("lies", &lies);
+    for reason in ["loopback", "own_vip", "own_host"] {
+        eventually(LIMIT, reason, || {
+            ensure!(ignored(&balancer, reason) > 0.5);
+            Ok(())
+        })
+        .unwrap();
+    }
+    let asked = api.asked();
+    assert!(asked.0 == lists && asked.1 > watches, "{asked:?}, before {:?}", (lists, watches));
+    wait_states(&balancer, "lies are left out", &all);
+
+    // What it had is gone: it lists again.
+    api.expire();
+    api.delete("lies");
+    eventually(LIMIT, "it lists again after 410", || {
+        ensure!(api.asked().0 > lists, "{:?}", api.asked());
+        Ok(())
+    })
+    .unwrap();
+    api.set("a", &[of("etcd-1", true), of("etcd-2", true), of("etcd-3", true)]);
+    api.delete("b");
+    api.delete("a");
+    eventually(LIMIT, "an empty answer is refused", || {
+        ensure!(ignored(&balancer, "empty") > 0.5);
+        Ok(())
+    })
+    .unwrap();
+    let port = api.address().port();
+    drop(api);
+    eventually(LIMIT, "no answer is counted", || {
+        ensure!(balancer.metric("etcd_lb_discovery_failures_total", "").unwrap() > 0.5);
+        Ok(())
+    })
+    .unwrap();
+    wait_states(&balancer, "without an API server", &all);
+    assert!(fleet.broken().is_empty(), "{:?}", fleet.broken());
+
+    api = ApiServer::start(lab.host("kube"), port).unwrap();
+    api.set("a", &[of("etcd-1", true), of("etcd-3", true)]);
+    wait_states(&balancer, "one is not named any more", &[all[0], all[2]]);
+    wait_log(&mut balancer, "not named any more: it drains");
+    let gone = cluster.member("etcd-2").id();
+    eventually(LIMIT, "its connections have ended in the drain", || {
+        ensure!(fleet.alive_on(gone) == 0);
+        Ok(())
+    })
+    .unwrap();
+    let broken = fleet.broken();
+    assert!(broken.iter().all(|session| session.member == gone), "{broken:?}");
 }

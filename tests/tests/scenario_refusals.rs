@@ -239,9 +239,9 @@ fn config_mistakes_and_usage_are_status_2_and_no_agent_is_3() {
 #[test]
 fn what_this_release_lacks_is_refused_by_name() {
     let scene = scene("lacks");
-    let more = "[service.discovery]\nkind = \"kubernetes\"\nnamespace = \"etcd\"\nservice = \"etcd\"\n";
-    let output = start(&scene, &(standard() + more), plain);
-    refused(&scene, &output, 2, &["kubernetes", "not supported yet"]);
+    let with = standard().replace("[service.health]", "prefer_local = true\n[service.health]");
+    let output = start(&scene, &with, plain);
+    refused(&scene, &output, 2, &["prefer_local", "not supported yet"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! here, so that nothing is ever silently ignored. Whoever builds a missing piece deletes its lines.
 
 use super::diagnostic::Sink;
-use super::model::{Config, DiscoverySource, Service};
+use super::model::{Config, Service};
 use super::place::{Document, Step};
 
 /// Refuses what is written and not supported yet.
@@ -22,9 +22,5 @@ pub(super) fn refuse(config: &Config, document: &Document<'_>, sink: &Sink<'_>) 
 fn refuse_in_service(service: &Service, not_yet: &dyn Fn(&[&str], &str, &str)) {
     if service.prefer_local {
         not_yet(&["prefer_local"], "`prefer_local = true`", "remove the key or write false");
-    }
-    let source = service.discovery.as_ref().map(|discovery| &discovery.source);
-    if let Some(DiscoverySource::Kubernetes { .. }) = source {
-        not_yet(&["discovery", "kind"], "`kind = \"kubernetes\"`", "use \"etcd\" or \"dns\"");
     }
 }

@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 use super::state::Agent;
 use crate::{
     dataplane::DataPlane,
-    discovery::{Heard, News, Question},
+    discovery::{Followed, Heard, News, Question},
     probe,
 };
 
@@ -95,7 +95,15 @@ impl Agent {
                 nameserver: *nameserver,
                 ipv6: key.0.is_ipv6(),
             },
-            DiscoverySource::Etcd | DiscoverySource::Kubernetes { .. } => {
+            DiscoverySource::Kubernetes { namespace, service, kubeconfig } => {
+                Question::Kubernetes(Followed {
+                    namespace: namespace.clone(),
+                    service: service.clone(),
+                    kubeconfig: kubeconfig.clone(),
+                    port: key.1,
+                })
+            }
+            DiscoverySource::Etcd => {
                 let service = services.iter().find(|service| (service.vip, service.port) == key);
                 let Some(service) = service else { return Question::Etcd(vec![]) };
                 let is_healthy = |backend: &&Backend| {

@@ -96,6 +96,9 @@ pub const REASONS: [&str; 11] = [
     "other_cluster",
 ];
 
+/// The place of `other_cluster` in [`REASONS`], also of a single backend that says so itself.
+pub const OTHER_CLUSTER: usize = 10;
+
 impl Ignored {
     /// Its place in [`REASONS`].
     pub const fn number(self) -> usize {
@@ -109,7 +112,7 @@ impl Refused {
         match self {
             Self::Empty => 8,
             Self::TooMany(_) => 9,
-            Self::OtherCluster { .. } => 10,
+            Self::OtherCluster { .. } => OTHER_CLUSTER,
         }
     }
 }

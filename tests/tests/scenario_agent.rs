@@ -3,9 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    io::Read as _,
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -51,21 +54,32 @@ fn config(host: &Host, servers: &[EchoServer]) -> String {
 }
 
 /// Pings the VIP 500 times a second until it is stopped; the XDP program answers each, so a lost one is a lost packet.
-struct Pings(Child);
+struct Pings {
+    child: Child,
+    text: JoinHandle<String>,
+}
 
 impl Pings {
     fn start(client: &Host) -> Self {
         let mut command = client.command("ping");
         command.args(["-i", "0.002", &VIP.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
-        Self(command.spawn().unwrap())
+        let mut child = command.spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        // Read as it comes: a full pipe would stop it.
+        let text = thread::spawn(move || {
+            let mut text = String::new();
+            stdout.read_to_string(&mut text).unwrap();
+            text
+        });
+        Self { child, text }
     }
 
     /// (sent, answered). The last one sent is left out: its answer may be under way.
-    fn finish(self) -> (usize, usize) {
-        let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
+    fn finish(mut self) -> (usize, usize) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-        let output = self.0.wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        self.child.wait().unwrap();
+        let text = self.text.join().unwrap();
         let sequence = |line: &str| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse::<usize>().ok();
         let answered: std::collections::BTreeSet<usize> = text.lines().filter_map(sequence).collect();
         let last = *answered.last().unwrap_or_else(|| panic!("{text}"));
@@ -209,7 +223,7 @@ fn killed_again_and_again_while_it_starts() {
             command.arg("run").arg("--config").arg(scene.balancer.config());
             command.stdout(Stdio::null()).stderr(Stdio::null());
             let mut child = command.spawn().unwrap();
-            std::thread::sleep(Duration::from_millis(17 * (round + 1)));
+            thread::sleep(Duration::from_millis(17 * (round + 1)));
             child.kill().unwrap();
             child.wait().unwrap();
             if round % 5 == 4 {
@@ -219,20 +233,45 @@ fn killed_again_and_again_while_it_starts() {
     });
 }
 
+/// A process's memory in KiB, and how many files it has open.
+fn resident(pid: u32) -> (u64, usize) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    (line.split_whitespace().next().unwrap().parse().unwrap(), files)
+}
+
 #[test]
 fn reloaded_under_load_with_good_and_bad_files() {
     let mut scene = scene("reload", &small());
     let good = config(scene.balancer.host(), &scene.servers);
-    under_load(&mut scene, "30 reloads, half of them bad", |scene, _| {
-        for round in 0..30 {
+    let weight = |weight: u32| {
+        good.replacen("[[service.backend]]\n", &format!("[[service.backend]]\nweight = {weight}\n"), 1)
+    };
+    let with = |line: &str| good.replace("port = 2379\n", &format!("port = 2379\n{line}\n"));
+    let another = Config::tcp(scene.balancer.host())
+        .name("another")
+        .port(6443)
+        .backend("a", (scene.servers[0].address().ip(), 6443).into());
+    let changes = [
+        weight(2),
+        weight(3),
+        with("drain_timeout = \"1s\"\nidle_timeout = \"1h\""),
+        with("max_flows_per_client = 1000\nallow = [\"10.0.0.0/8\"]"),
+        good.replace("interval = \"200ms\"", "interval = \"300ms\""),
+        good.replace("\"maglev\"", "\"least-conn\""),
+        format!("{good}\n{}", another.service_text()),
+    ];
+    let reloads = if cfg!(feature = "long") { 1000 } else { 30 };
+    let mut sizes = Vec::new();
+    under_load(&mut scene, &format!("{reloads} reloads, half of them bad"), |scene, _| {
+        for round in 0..reloads {
+            // Once each of them has been in force.
+            if round == 28 || round + 1 == reloads {
+                sizes.push(resident(scene.balancer.process().unwrap().pid()));
+            }
             if round % 2 == 0 {
-                let weight = 1 + round % 3;
-                let changed = good.replacen(
-                    "[[service.backend]]\n",
-                    &format!("[[service.backend]]\nweight = {weight}\n"),
-                    1,
-                );
-                scene.balancer.write_config(&changed).unwrap();
+                scene.balancer.write_config(&changes[round / 2 % changes.len()]).unwrap();
                 scene.balancer.reload().unwrap();
             } else {
                 scene.balancer.write_config(&good.replace("algorithm", "algoritm")).unwrap();
@@ -243,6 +282,14 @@ fn reloaded_under_load_with_good_and_bad_files() {
             }
         }
     });
+    let [(before, files), (after, files_after)] = sizes[..] else { panic!("{sizes:?}") };
+    println!(
+        "resident after 28 reloads {before} KiB, after {reloads} {after} KiB; open files {files} and {files_after}"
+    );
+    // An allocator's reserves come and go.
+    assert!(after < before + 4096 && files_after <= files + 2, "it grows");
+    scene.balancer.write_config(&good).unwrap();
+    scene.balancer.reload().unwrap();
     // A backend is taken out: its connections go on until the drain timeout, the others do not notice.
     let shorter = good.replace("port = 2379\n", "port = 2379\ndrain_timeout = \"1s\"\n");
     let without_last = shorter.rfind("[[service.backend]]").map(|at| shorter[..at].to_owned()).unwrap();

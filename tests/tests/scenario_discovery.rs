@@ -189,7 +189,7 @@ fn members_that_advertise_loopback_or_the_vip_are_not_believed() {
 #[test]
 fn srv_records_are_followed_with_care() {
     let topology = Topology::standard().without("lb2").without("client-2").with(Role::Client, "dns", 53);
-    let lab = Lab::start("discover_dns", &topology).unwrap();
+    let lab = Lab::start("discover_dns", &topology.with(Role::Client, "etcd-4", 14)).unwrap();
     let cluster = Cluster::start(&lab).unwrap();
     let of = |name: &'static str| (name, cluster.member(name).client_address());
     let all = [of("etcd-1"), of("etcd-2"), of("etcd-3")];
@@ -226,6 +226,21 @@ fn srv_records_are_followed_with_care() {
     }
     wait_states(&balancer, "with lies in the DNS", &healthy);
     wait_log(&mut balancer, "the VIP itself: connections would go in a circle");
+
+    let stranger = cluster.foreign(lab.host("etcd-4")).unwrap();
+    let records: Vec<_> = all.iter().copied().chain([("etcd-4", stranger.client_address())]).collect();
+    dns.serve(&records).unwrap();
+    eventually(LIMIT, "another cluster's member", || {
+        ensure!(ignored(&balancer, "other_cluster") > 0.5);
+        let states = states(&balancer)?;
+        let state = states.get("etcd-4.example.com").map(String::as_str);
+        ensure!(state == Some("down"), "{states:?}");
+        Ok(())
+    })
+    .unwrap();
+    wait_log(&mut balancer, "gets no connections: it is of another cluster");
+    dns.serve(&all).unwrap();
+    wait_states(&balancer, "without it", &healthy);
 
     dns.serve(&[]).unwrap();
     eventually(LIMIT, "an empty answer is refused", || {

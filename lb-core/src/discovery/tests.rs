@@ -102,6 +102,9 @@ fn another_clusters_word_and_a_flood_are_refused() {
     for (pool, says) in [(None, Some(2)), (Some(1), None), (Some(1), Some(1))] {
         assert!(ask(pool, says).is_ok());
     }
+    assert_eq!(REASONS[Refused::OtherCluster { says: 2, pool: 1 }.number()], "other_cluster");
+    assert_eq!(REASONS[Refused::Empty.number()], "empty");
+    assert_eq!(REASONS[Ignored::OtherService.number()], "other_service");
     let many = |count: u8| (1..=count).map(|n| candidate("", &[&format!("10.0.9.{n}:2379")])).collect();
     assert!(judged(many(64)).is_ok());
     assert_eq!(judged(many(65)), Err(Refused::TooMany(65)));

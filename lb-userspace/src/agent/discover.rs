@@ -18,7 +18,7 @@ use super::state::Agent;
 use crate::{
     dataplane::DataPlane,
     discovery::{Followed, Heard, News, Question},
-    probe,
+    probe::{self, Check},
 };
 
 /// What was found beside what is written.
@@ -161,7 +161,21 @@ impl Agent {
             let addresses: Vec<_> = candidate.addresses.iter().map(ToString::to_string).collect();
             format!("{} ({}) is left out: {reason}", candidate.name, addresses.join(", "))
         });
-        let complaints = complaints.collect();
+        let mut complaints: BTreeSet<String> = complaints.collect();
+        // Only its own word tells whose member it is: it stays, so that it is asked again, and gets no connections.
+        for found in &judged.found {
+            let key = BackendKey { vip: service.vip, port: service.port, address: found.address };
+            if self.checks.get(&key).is_some_and(Check::is_foreign) {
+                if let Some(figures) = self.discoveries.figures_mut((service.vip, service.port)) {
+                    figures.ignored[discovery::OTHER_CLUSTER] += 1;
+                }
+                let what = format!(
+                    "{} ({}) gets no connections: it is of another cluster",
+                    found.name, found.address
+                );
+                complaints.insert(what);
+            }
+        }
         self.complain(service, complaints);
         self.take_over(service, judged.found).await;
     }

@@ -64,3 +64,34 @@ fn address(name: &OsStr) -> Option<SocketAddr> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_is_told_of_a_reload_and_its_end() {
+        let name = format!("@etcd-lb-notify-{}", std::process::id());
+        let at = address(OsStr::new(&name)).unwrap();
+        let systemd = UnixDatagram::bind_addr(&at).unwrap();
+        let notifier = Notifier { socket: Some((UnixDatagram::unbound().unwrap(), at)), watchdog: None };
+        notifier.reloading(1_234_567_890);
+        notifier.ready("Config reloaded");
+        let next = || {
+            let mut octets = [0; 256];
+            let length = systemd.recv(&mut octets).unwrap();
+            String::from_utf8(octets[..length].to_vec()).unwrap()
+        };
+        // `Type=notify-reload` needs the time as well (systemd 253; sd_notify(3)); Debian 12 has 252, which passes it over.
+        assert_eq!(next(), "RELOADING=1\nMONOTONIC_USEC=1234567");
+        assert_eq!(next(), "READY=1\nSTATUS=Config reloaded");
+    }
+
+    #[test]
+    fn half_of_systemds_patience_is_the_pace() {
+        let with = |patience| Notifier { socket: None, watchdog: patience }.watchdog_pace();
+        assert_eq!(with(Some(Duration::from_secs(30))), Some(Duration::from_secs(15)));
+        assert_eq!((with(Some(Duration::ZERO)), with(None)), (None, None));
+        assert!(address(OsStr::new("relative")).is_none() && address(OsStr::new("")).is_none());
+    }
+}

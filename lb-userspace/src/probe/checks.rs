@@ -332,6 +332,11 @@ impl Check {
         self.member().filter(|_| self.last.as_ref().is_some_and(|last| last.has_status))
     }
 
+    /// By its last answer it belongs to another cluster than its pool.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign
+    }
+
     /// When the backend's certificate ends, Unix time in seconds.
     pub fn not_after(&self) -> Option<i64> {
         self.not_after

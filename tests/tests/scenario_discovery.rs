@@ -127,7 +127,11 @@ fn grows_and_shrinks(name: &str, setup: &Setup) {
         })
         .unwrap();
         println!("{name} is drained after {:?} (drain_timeout 2 s)", since.elapsed());
-        cluster.etcdctl(client, &format!("https://{VIP}:{CLIENT_PORT}"), &["member", "remove", &id]).unwrap();
+        // Refused as unhealthy until the members have been connected for 5 s.
+        eventually(LIMIT, "removing a member", || {
+            cluster.etcdctl(client, &format!("https://{VIP}:{CLIENT_PORT}"), &["member", "remove", &id])
+        })
+        .unwrap();
         wait_states(&balancer, &format!("{name} is removed"), &now);
     }
     for fleet in [fleet, second] {
@@ -147,6 +151,25 @@ fn grows_and_shrinks(name: &str, setup: &Setup) {
     balancer.kill().unwrap();
     balancer.run().unwrap();
     wait_states(&balancer, "after a restart", &at);
+
+    // etcd's auth: the check's certificate is the user `client`, who may read nothing, and sees the list all the same.
+    let etcdctl = |args: &[&str]| {
+        let seed = cluster.member("etcd-1").client_url();
+        cluster.etcdctl(lab.host("client-1"), &seed, args)
+    };
+    etcdctl(&["user", "add", "root", "--no-password"])
+        .unwrap_or_else(|_| etcdctl(&["user", "add", "root:secret"]).unwrap());
+    etcdctl(&["user", "add", "client:secret"]).unwrap();
+    etcdctl(&["user", "grant-role", "root", "root"]).unwrap();
+    etcdctl(&["auth", "enable"]).unwrap();
+    let success = || balancer.metric("etcd_lb_discovery_last_success_timestamp_seconds", "").unwrap();
+    let enabled = success();
+    eventually(LIMIT, "the list is had under auth", || {
+        ensure!(success() > enabled + 2.5, "{} after {enabled}", success());
+        Ok(())
+    })
+    .unwrap();
+    wait_states(&balancer, "with auth enabled", &at);
 }
 
 /// As `etcdctl member` wants it.

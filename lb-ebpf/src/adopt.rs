@@ -46,9 +46,10 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     {
         return Err(Counter::TakeoverGrace);
     }
-    let port = if service.flags & SERVICE_AFFINITY != 0 { None } else { Some(key.port) };
+    let by_address = service.flags & SERVICE_AFFINITY != 0;
+    let hash = hash::client_of(&service.seed, &key.client, key.port, by_address);
     let mut search = Search {
-        slot: hash::slot(hash::client(&service.seed, &key.client, port), MAGLEV_SLOTS).into(),
+        slot: hash::slot(hash, MAGLEV_SLOTS).into(),
         service: number,
         port: key.port.get(),
         asked: asked(&key),

@@ -3,13 +3,17 @@
 use aya_ebpf::{maps::lpm_trie::Key, programs::XdpContext};
 use lb_common::{
     counters::Counter,
+    hash,
     maps::{
-        ALLOW_SERVICE_BITS, AllowData, FlowKey, NO_BACKEND, SERVICE_ALLOW, SERVICE_DROP, Service, program,
+        ALLOW_SERVICE_BITS, AllowData, FlowKey, NO_BACKEND, SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DROP,
+        Service, program,
     },
 };
 
 use crate::{
-    Outcome, clients, clock, count, handover,
+    Outcome, clients, clock, count,
+    frame::here,
+    handover,
     maps::{ALLOW, LAYOUT, LEASE, SERVICES},
     reset, signal, tail_call, walk,
 };
@@ -19,6 +23,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let (_, packet, number) = handover::take(ctx)?;
     let key = FlowKey { client: packet.source, port: packet.ports.0, service: number };
     let service = SERVICES.get(number as u32).ok_or(Counter::NoBackendDrop)?;
+    let by_address = service.flags & SERVICE_AFFINITY != 0;
+    let hash = here(hash::client_of(&service.seed, &key.client, key.port, by_address));
     let now = clock::exact();
     if !LEASE.get(0).is_some_and(|lease| lease.holds(now)) {
         return Err(Counter::Fenced);
@@ -33,7 +39,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         signal::table_full(now);
         return reset::answer(ctx, Counter::TableFull);
     }
-    let (backend, full) = walk::choose(service, &key, now);
+    let (backend, full) = walk::choose(service, &key, hash, now);
     if backend == NO_BACKEND {
         return refuse(ctx, service, full);
     }

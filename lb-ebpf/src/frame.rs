@@ -88,6 +88,20 @@ pub unsafe fn put_address(to: *mut Addr, from: *const Addr) {
     }
 }
 
+/// The same number, computed here: the compiler would move it behind branches, and the verifier walk it once for each.
+#[inline(always)]
+pub fn here(number: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut number = number;
+        // SAFETY: an assignment of a register to itself.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(nostack)) };
+        number
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    number
+}
+
 /// The same number, by way of a map: the verifier forgets by which branches it came to be, and walks what follows once and
 /// not once for each.
 #[inline(always)]

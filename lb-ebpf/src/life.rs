@@ -48,13 +48,13 @@ struct Refused;
 /// Takes the step, atomically; exactly one CPU sees each change and does what follows from it.
 #[inline(always)]
 fn step(said: &Change, flow: &Flow) -> Result<(), Refused> {
-    let (claim, step) = (Claim(said.claim), said.step);
-    if claim.after(step) == claim {
+    let Some((claim, after, step)) = would_be(Claim(said.claim), said.step) else { return Ok(()) };
+    if after == claim {
         // Said before.
         return Ok(());
     }
-    let promotes = step & claim::HANDSHAKE_DONE != 0 && claim.after(step).is(State::Established);
-    let promotes = promotes && claim.is(State::HalfOpen);
+    let promotes =
+        step & claim::HANDSHAKE_DONE != 0 && claim.is(State::HalfOpen) && after.is(State::Established);
     if promotes && !clients::enter(&said.key) {
         let _the_slot_went_away = exchange(said, claim, claim::RESET);
         return Err(Refused);
@@ -175,12 +175,17 @@ fn is_inserted(said: &Change, flow: Flow) -> bool {
     }
 }
 
+/// What a step would make of a claim, by way of the handover: see [`handover::changed`].
+#[inline(always)]
+fn would_be(claim: Claim, step: u64) -> Option<(Claim, Claim, u64)> {
+    handover::put_changed(claim.0, claim.after(step).0);
+    handover::changed()
+}
+
 /// The exchange under way. It lies on the caller's stack.
 struct Exchange {
-    /// The claim as it was seen last; in the end, as it was before the step.
+    /// The claim as it was seen last.
     before: u64,
-    /// The claim with the step taken.
-    after: u64,
     step: u64,
     backend: u16,
     port: u16,
@@ -191,21 +196,14 @@ struct Exchange {
 /// Takes the step; `None` if the slot went to another owner.
 #[inline(always)]
 fn exchange(said: &Change, claim: Claim, step: u64) -> Option<(Claim, Claim, u64)> {
-    let mut exchange = Exchange {
-        before: claim.0,
-        after: 0,
-        step,
-        backend: said.backend,
-        port: said.nat_port.get(),
-        done: 0,
-    };
+    let mut exchange =
+        Exchange { before: claim.0, step, backend: said.backend, port: said.nat_port.get(), done: 0 };
     let raw: *mut Exchange = &mut exchange;
     // SAFETY: the helper calls `attempt` with `exchange`, which outlives the call.
     unsafe { generated::bpf_loop(CLAIM_TRIES, attempt as *mut c_void, raw.cast(), 0) };
     if exchange.done == 0 {
         return None;
     }
-    handover::put_changed(exchange.before, exchange.after);
     handover::changed()
 }
 
@@ -214,12 +212,10 @@ extern "C" fn attempt(_number: u32, exchange: *mut c_void) -> i64 {
     // SAFETY: `exchange` passes a pointer to its `Exchange`, to which nothing else refers during the call.
     let exchange = unsafe { &mut *exchange.cast::<Exchange>() };
     let Some((record, _)) = record(exchange.backend, exchange.port) else { return 1 };
-    let before = Claim(exchange.before);
-    let after = before.after(exchange.step);
+    let Some((before, after, _)) = would_be(Claim(exchange.before), exchange.step) else { return 1 };
     // SAFETY: the record is a live map value, and its claim word is aligned to 8.
     let held = Claim(unsafe { atomic::compare_exchange(&raw mut (*record).claim, before.0, after.0) });
     if held == before {
-        exchange.after = after.0;
         exchange.done = 1;
         return 1;
     }

@@ -13,6 +13,7 @@ use crate::{
     adopt::asked,
     atomic, clock, count,
     established::count_in,
+    frame::here,
     gateway, handover, log,
     maps::{BACKENDS, HALF_OPEN, SERVICES},
     port, reset, tail_call,
@@ -23,6 +24,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let (link, packet, service_number) = handover::take(ctx)?;
     let key = FlowKey { client: packet.source, port: packet.ports.0, service: service_number };
     let service = SERVICES.get(key.service as u32).ok_or(Counter::NoBackendDrop)?;
+    let hash = here(hash::client(&service.seed, &key.client, Some(key.port)));
     let (number, adopts) = handover::chosen().ok_or(Counter::TailCall)?;
     let backend = BACKENDS.get(number as u32).ok_or(Counter::NoBackendDrop)?;
     if backend.flags & BACKEND_USED == 0 || backend.service != key.service {
@@ -30,7 +32,6 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         return Err(Counter::NoBackendDrop);
     }
     let now = clock::exact();
-    let hash = hash::client(&service.seed, &key.client, Some(key.port));
     if backend.hop.mac.is_unknown() {
         return Err(Counter::NoNextHop);
     }

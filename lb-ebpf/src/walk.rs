@@ -13,8 +13,8 @@ use lb_common::{
     counters::Counter,
     hash,
     maps::{
-        FlowKey, Load, MAGLEV_SLOTS, MAX_BACKENDS, Maglev, NO_BACKEND, SERVICE_AFFINITY, Service, Share,
-        load_of_backend, load_of_service,
+        FlowKey, Load, MAGLEV_SLOTS, MAX_BACKENDS, Maglev, NO_BACKEND, Service, Share, load_of_backend,
+        load_of_service,
     },
     pending::{Pending, Window},
 };
@@ -55,12 +55,12 @@ fn under_way() -> Option<&'static mut Choice> {
     CHOICE.get_ptr_mut(0).map(|choice| unsafe { &mut *choice })
 }
 
-/// The backend for a client, or `NO_BACKEND`; and whether that is because all have `max_connections`.
+/// The backend for a client of this hash, or `NO_BACKEND`; and whether that is because all have `max_connections`.
 #[inline(always)]
-pub fn choose(service: &Service, key: &FlowKey, now: u64) -> (u16, bool) {
+pub fn choose(service: &Service, key: &FlowKey, hash: u64, now: u64) -> (u16, bool) {
     const NONE: (u16, bool) = (NO_BACKEND, false);
     let Some(totals) = LOADS.get_ptr_mut(load_of_service(key.service)) else { return NONE };
-    let start = start(service, key, totals);
+    let start = start(service, hash, totals);
     let Some(choice) = under_way() else { return NONE };
     choice.now = now;
     // SAFETY: a live map value; a copy of words that other CPUs change one by one.
@@ -94,13 +94,12 @@ pub fn choose(service: &Service, key: &FlowKey, now: u64) -> (u16, bool) {
 
 /// Where the walk begins.
 #[inline(always)]
-fn start(service: &Service, key: &FlowKey, totals: *mut Load) -> u64 {
+fn start(service: &Service, hash: u64, totals: *mut Load) -> u64 {
     if matches!(Algorithm::of(service.flags), Algorithm::LeastConn | Algorithm::RoundRobin) {
         // SAFETY: a live map value, aligned to 8.
         return unsafe { atomic::fetch_add(&raw mut (*totals).turn, 1) as u64 };
     }
-    let port = if service.flags & SERVICE_AFFINITY != 0 { None } else { Some(key.port) };
-    hash::slot(hash::client(&service.seed, &key.client, port), MAGLEV_SLOTS).into()
+    hash::slot(hash, MAGLEV_SLOTS).into()
 }
 
 /// The walk did not find one: the least loaded backend is taken, else a suspect.

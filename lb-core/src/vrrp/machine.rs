@@ -30,8 +30,7 @@ use super::{
 
 /// From the first advertisement as active until the VIPs are claimed: a stronger node answers within it.
 pub const CLAIM_DELAY: Duration = Duration::from_millis(5);
-/// When the VIPs are announced after they were claimed: more than a second long, for hosts that were busy (RFC 9568 leaves
-/// the number open; keepalived sends five, and five more after 5 s).
+/// When the VIPs are announced after they were claimed (RFC 9568 leaves the number open): for hosts that were busy.
 const ANNOUNCE_AT: [Duration; 5] = [
     Duration::ZERO,
     Duration::from_millis(100),
@@ -42,8 +41,7 @@ const ANNOUNCE_AT: [Duration; 5] = [
 /// Between two answers to a weaker node: a flood of its advertisements draws no flood of ours.
 const ANSWER_PACE: Duration = Duration::from_millis(1);
 
-/// For so long the agent may be busy: an active node of which no sign of life has come for longer gives up, once. The data
-/// plane goes on by what it was told last, but what becomes of backends nobody sees any more.
+/// An active node whose agent gives no sign of life for longer gives up, once: nobody sees what becomes of backends.
 pub const AGENT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The state machine of one node.
@@ -168,11 +166,16 @@ impl Machine {
 
     /// Is the lease over? `is_revoked`: the data plane ended it, asked after `now` was read.
     pub fn check_lease(&mut self, now: Duration, is_revoked: bool) -> Vec<Action> {
+        let State::Active(active) = self.state else { return vec![] };
+        let is_over = match active.lease {
+            Lease::Unsent => false,
+            // It slept before it claimed anything: the others have forgotten its advertisement by now.
+            Lease::ClaimAt(_, sent_at) => now >= sent_at + 3 * active.reckoned,
+            Lease::Until(deadline) => is_revoked || now >= deadline,
+        };
         let mut actions = Vec::new();
-        if let State::Active(Active { lease: Lease::Until(deadline), .. }) = self.state
-            && (is_revoked || now >= deadline)
-        {
-            // Another node may own the VIPs by now: what it sent is still to be read.
+        // Another node may own the VIPs by now: what it sent is still to be read.
+        if is_over {
             self.yield_to(Why::LeaseOver, now, &mut actions);
         }
         actions

@@ -214,6 +214,19 @@ fn a_stronger_answer_comes_before_the_claim() {
 }
 
 #[test]
+fn a_node_that_slept_before_its_claim_waits_anew() {
+    let mut machine = backup(settings());
+    let now = machine.next_wake().unwrap();
+    machine.wake(now);
+    machine.sent(now, now, true);
+    // Not yet: nobody else can have taken over.
+    assert_eq!(machine.clone().check_lease(now + 3 * INTERVAL - ms(1), false), []);
+    let woken = now + 3 * INTERVAL;
+    assert_eq!(machine.check_lease(woken, false), [DROP, became(Role::Backup, Why::LeaseOver)]);
+    assert_eq!(machine.next_wake(), Some(woken + DOWN));
+}
+
+#[test]
 fn stopping_failing_and_handing_over_drop_the_lease_before_a_word_is_said() {
     let (machine, now) = active(settings());
     let gave_up = |why, role| vec![DROP, GIVE_UP, became(role, why)];

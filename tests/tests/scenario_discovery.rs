@@ -57,6 +57,18 @@ fn wait_log(balancer: &mut Balancer, words: &str) {
     .unwrap();
 }
 
+/// Waits until a removed member has no connection left, and sees that nobody else has lost one.
+fn wait_drained(fleet: &Fleet, gone: u64) {
+    eventually(LIMIT, "its connections have ended in the drain", || {
+        ensure!(fleet.alive_on(gone) == 0);
+        Ok(())
+    })
+    .unwrap();
+    let broken = fleet.broken();
+    assert!(broken.iter().all(|session| session.member == gone), "{broken:?}");
+    println!("{} connections ended in the drain, all of them the removed member's", broken.len());
+}
+
 /// A config with what is written of the members, and how others are found.
 fn config(host: &Host, cluster: &Cluster, seeds: &[&str], discovery: &str) -> String {
     let none = Config::etcd_of(host, cluster).default_algorithm().service("drain_timeout = \"2s\"");
@@ -291,15 +303,7 @@ fn srv_records_are_followed_with_care() {
 
     dns.serve(&all[..2]).unwrap();
     wait_states(&balancer, "one is not named any more", &healthy[..2]);
-    let gone = cluster.member("etcd-3").id();
-    eventually(LIMIT, "its connections have ended in the drain", || {
-        ensure!(fleet.alive_on(gone) == 0);
-        Ok(())
-    })
-    .unwrap();
-    let broken = fleet.broken();
-    assert!(broken.iter().all(|session| session.member == gone), "{broken:?}");
-    println!("{} connections ended in the drain, all of them the removed member's", broken.len());
+    wait_drained(&fleet, cluster.member("etcd-3").id());
 }
 
 #[test]
@@ -374,12 +378,5 @@ fn endpoint_slices_are_followed_with_care() {
     api.set("a", &[of("etcd-1", true), of("etcd-3", true)]);
     wait_states(&balancer, "one is not named any more", &[all[0], all[2]]);
     wait_log(&mut balancer, "not named any more: it drains");
-    let gone = cluster.member("etcd-2").id();
-    eventually(LIMIT, "its connections have ended in the drain", || {
-        ensure!(fleet.alive_on(gone) == 0);
-        Ok(())
-    })
-    .unwrap();
-    let broken = fleet.broken();
-    assert!(broken.iter().all(|session| session.member == gone), "{broken:?}");
+    wait_drained(&fleet, cluster.member("etcd-2").id());
 }

@@ -22,12 +22,12 @@ use crate::{
 };
 
 /// What was found beside what is written.
-#[derive(Default)]
+#[derive(Clone)]
 pub(super) struct Finds {
     /// The config as the file has it.
-    pub(super) written: Option<Config>,
+    written: Config,
     /// What is believed, by service.
-    pub(super) found: BTreeMap<ServiceKey, Vec<Found>>,
+    found: BTreeMap<ServiceKey, Vec<Found>>,
     /// What was complained of last, by service, so that it is said once.
     said: BTreeMap<ServiceKey, BTreeSet<String>>,
 }
@@ -43,12 +43,12 @@ impl Finds {
             let name = |address: SocketAddr| Found { name: address.to_string(), address, learner: false };
             found.insert((service.vip, service.port), restored.map(name).collect());
         }
-        Self { written: Some(written.clone()), found, said: BTreeMap::new() }
+        Self { written: written.clone(), found, said: BTreeMap::new() }
     }
 
     /// The config in force.
-    pub(super) fn effective(&self, written: &Config) -> Config {
-        discovery::effective(written, &self.found)
+    pub(super) fn effective(&self) -> Config {
+        discovery::effective(&self.written, &self.found)
     }
 
     /// Whether a backend was found, and is a learner by its source's word.
@@ -59,20 +59,20 @@ impl Finds {
 
     /// Whether the file names a backend.
     pub(super) fn is_written(&self, backend: &BackendKey) -> bool {
-        let services = self.written.iter().flat_map(|written| &written.services);
-        let service = services.into_iter().find(|s| (s.vip, s.port) == (backend.vip, backend.port));
+        let mut services = self.written.services.iter();
+        let service = services.find(|service| (service.vip, service.port) == (backend.vip, backend.port));
         service.is_some_and(|service| service.backends.iter().any(|b| b.address == backend.address))
     }
 
-    /// Forgets what was found for services that look for nobody any more.
-    pub(super) fn retain(&mut self, written: &Config) {
+    /// Takes over another file, and forgets what was found for services that look for nobody any more.
+    pub(super) fn rewrite(&mut self, written: &Config) {
         let looks = |key: &ServiceKey| {
             let mut services = written.services.iter();
             services.any(|service| (service.vip, service.port) == *key && service.discovery.is_some())
         };
         self.found.retain(|key, _| looks(key));
         self.said.retain(|key, _| looks(key));
-        self.written = Some(written.clone());
+        self.written = written.clone();
     }
 }
 
@@ -205,8 +205,7 @@ impl Agent {
             info!(service = service.name, backend = was.name, address = %was.address, "{what}");
             self.events.note("discovery", format!("{}/{}", service.name, was.name), what);
         }
-        let Some(written) = &self.finds.written else { return };
-        self.config = self.finds.effective(written);
+        self.config = self.finds.effective();
         if let Err(error) = self.adopt_config().await {
             error!(%error, "what was found could not be brought into the maps; trying again");
             self.unreconciled = true;

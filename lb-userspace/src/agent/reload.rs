@@ -53,19 +53,16 @@ impl Agent {
             .map_err(|error| error.to_string())?;
 
         self.told.follow(&loaded.config)?;
-        let written_before = self.finds.written.clone();
-        self.finds.retain(&loaded.config);
+        let finds_before = self.finds.clone();
+        self.finds.rewrite(&loaded.config);
         self.discoveries.configure(&loaded.config);
-        let in_force = self.finds.effective(&loaded.config);
-        let before = std::mem::replace(&mut self.config, in_force);
+        let before = std::mem::replace(&mut self.config, self.finds.effective());
         let secret_before = std::mem::replace(&mut self.hash_secret, loaded.hash_secret);
         let drains_before = self.drains.clone();
         if let Err(error) = self.adopt_config().await {
             self.config = before;
-            if let Some(written) = &written_before {
-                self.finds.retain(written);
-                self.discoveries.configure(written);
-            }
+            self.finds = finds_before;
+            self.discoveries.configure(&self.config);
             self.hash_secret = secret_before;
             self.drains = drains_before;
             if let Err(error) = self.adopt_config().await {

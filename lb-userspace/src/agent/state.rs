@@ -113,7 +113,7 @@ impl Agent {
         let mut discoveries = Discoveries::new();
         discoveries.configure(&config);
         let finds = Finds::restore(&config, &plane);
-        let config = finds.effective(&config);
+        let config = finds.effective();
         let mut checks = Checks::new();
         checks.configure(&config, |key| plane.restored_health(key.vip, key.port, key.address));
         let restored = plane.restored_drains();

@@ -69,7 +69,7 @@ fn some(result: Result<Lookup, NetError>, name: &str) -> Result<Option<Lookup>, 
 }
 
 fn resolver(nameserver: Option<SocketAddr>) -> Result<TokioResolver, String> {
-    let builder = match nameserver {
+    let mut builder = match nameserver {
         Some(address) => {
             let at = |mut connection: ConnectionConfig| {
                 connection.port = address.port();
@@ -82,7 +82,6 @@ fn resolver(nameserver: Option<SocketAddr>) -> Result<TokioResolver, String> {
         }
         None => TokioResolver::builder_tokio().map_err(|error| format!("/etc/resolv.conf: {error}"))?,
     };
-    let mut builder = builder;
     let options = builder.options_mut();
     // Each round asks anew: what a record's TTL says is shorter or longer than an operator's patience.
     options.cache_size = 0;

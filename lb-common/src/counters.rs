@@ -125,6 +125,8 @@ counters! {
         too_big => TooBig,
         /// ICMP errors about a flow, sent on to its other end.
         icmp_translated => IcmpTranslated,
+        /// Packets of clients and members on this node sent on to the node that owns the VIP.
+        relayed => Relayed,
         /// ARP requests for the VIP answered.
         arp_reply => ArpReply,
         /// Neighbour solicitations for the VIP answered.

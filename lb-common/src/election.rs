@@ -90,16 +90,19 @@ impl Election {
         reserved: 0,
     };
 
-    /// Whether an advertisement that came by an interface is sound, of our pair, and stronger than ours (RFC 9568 section
-    /// 6.4.3 (750)).
+    /// Whether an advertisement is stronger than ours (RFC 9568 section 6.4.3 (750)).
     #[inline(always)]
-    pub fn is_lost_to(&self, ifindex: u32, envelope: &Envelope, advertisement: &Advertisement) -> bool {
+    pub fn is_weaker_than(&self, envelope: &Envelope, advertisement: &Advertisement) -> bool {
+        let [priority, _] = advertisement.priority_count.to_ne_bytes();
+        priority > self.priority || (priority == self.priority && is_higher(envelope.source, self.source))
+    }
+
+    /// Whether an advertisement that came by an interface is sound, and of another node of our pair that has the VIPs, or
+    /// wants them: one that gives them up has priority 0 (RFC 9568 section 5.2.4).
+    #[inline(always)]
+    pub fn has(&self, ifindex: u32, envelope: &Envelope, advertisement: &Advertisement) -> bool {
         let [priority, count] = advertisement.priority_count.to_ne_bytes();
-        if self.priority == 0
-            || ifindex != self.ifindex
-            || priority < self.priority
-            || (priority == self.priority && !is_higher(envelope.source, self.source))
-        {
+        if self.priority == 0 || ifindex != self.ifindex || priority == 0 || envelope.source == self.source {
             return false;
         }
         let same = advertisement.head == self.head
@@ -183,6 +186,12 @@ mod tests {
     /// Sums of the words of octets.
     fn words(octets: &[u8]) -> u16 {
         fold(octets.chunks(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum())
+    }
+
+    impl Election {
+        fn is_lost_to(&self, ifindex: u32, envelope: &Envelope, said: &Advertisement) -> bool {
+            self.has(ifindex, envelope, said) && self.is_weaker_than(envelope, said)
+        }
     }
 
     fn read(octets: &[u8]) -> Advertisement {

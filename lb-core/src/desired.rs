@@ -45,6 +45,8 @@ pub trait World {
     fn hop(&self, destination: IpAddr) -> Option<maps::NextHop>;
     /// The same, if no router lies between.
     fn direct_hop(&self, destination: IpAddr) -> Option<maps::NextHop>;
+    /// Whether an address is this node's own.
+    fn is_own(&self, address: IpAddr) -> bool;
     /// The interfaces that the program is attached to.
     fn interfaces(&self) -> Vec<maps::Interface>;
     /// Those of them, and of their VLANs, with a prefix that holds an address.
@@ -89,6 +91,28 @@ fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
         service.backends.iter().map(|backend| world.standing(&BackendKey::new(service, backend))).collect();
     let policy = choose(&standings, service.fail_open);
     let backends = service.backends.iter().zip(&standings).zip(&policy.usable);
+    let backends: Vec<_> = backends
+        .map(|((backend, standing), usable)| {
+            let hop = match service.mode {
+                config::Mode::Nat => world.hop(backend.address.ip()),
+                config::Mode::Dsr => world.direct_hop(backend.address.ip()),
+            };
+            DesiredBackend {
+                address: backend.address,
+                source: service.source_address,
+                weight: backend.weight,
+                max_connections: backend.max_connections,
+                // Its check needs no way of ours, a connection does.
+                usable: *usable && (hop.is_some() || !world.is_own(backend.address.ip())),
+                healthy: standing.state == State::Healthy,
+                drained: standing.drained,
+                hop,
+            }
+        })
+        .collect();
+    let near = |backend: &&DesiredBackend| {
+        backend.usable && backend.healthy && !backend.drained && world.is_own(backend.address.ip())
+    };
     let desired = DesiredService {
         vip: service.vip,
         port: service.port,
@@ -112,21 +136,8 @@ fn of_service(service: &Service, world: &impl World) -> (DesiredService, bool) {
         },
         drain_timeout: service.drain_timeout,
         idle_timeout: service.idle_timeout,
-        backends: backends
-            .map(|((backend, standing), usable)| DesiredBackend {
-                address: backend.address,
-                source: service.source_address,
-                weight: backend.weight,
-                max_connections: backend.max_connections,
-                usable: *usable,
-                healthy: standing.state == State::Healthy,
-                drained: standing.drained,
-                hop: match service.mode {
-                    config::Mode::Nat => world.hop(backend.address.ip()),
-                    config::Mode::Dsr => world.direct_hop(backend.address.ip()),
-                },
-            })
-            .collect(),
+        near: backends.iter().find(near).filter(|_| service.prefer_local).map(|backend| backend.address),
+        backends,
     };
     (desired, policy.failing_open)
 }

@@ -92,6 +92,8 @@ pub struct DesiredService {
     pub nat: nat::Range,
     /// Who may connect; empty: everyone.
     pub allow: Vec<Prefix>,
+    /// The backend on this node, if clients on this node are to be sent to it.
+    pub near: Option<SocketAddr>,
     /// What a new connection meets while no backend is usable.
     pub no_backend: NoBackend,
     /// How long flows of a drained or removed backend go on before they are reset.

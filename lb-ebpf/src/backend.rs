@@ -130,10 +130,12 @@ fn refuse(record: &mut Record, claim: Claim) -> Outcome {
 /// A packet for a connection that is not known: a RST ends the backend's half of it.
 #[inline(always)]
 fn unknown(ctx: &XdpContext, segment: &Segment) -> Outcome {
-    if segment.any(tcp::RST) {
-        return Err(Counter::UnknownRst);
+    match lookup::may_be_unknown() {
+        Err(Counter::Fenced) => return tail_call(ctx, program::RELAY_INDEX),
+        _ if segment.any(tcp::RST) => return Err(Counter::UnknownRst),
+        Err(reason) => return Err(reason),
+        Ok(()) => {}
     }
-    lookup::may_be_unknown()?;
     let handshake = segment.any(tcp::SYN);
     reset::answer(ctx, if handshake { Counter::StaleHandshake } else { Counter::UnknownReturn })
 }

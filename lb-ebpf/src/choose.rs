@@ -5,16 +5,17 @@ use lb_common::{
     counters::Counter,
     hash,
     maps::{
-        ALLOW_SERVICE_BITS, AllowData, FlowKey, NO_BACKEND, SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DROP,
-        Service, program,
+        ALLOW_SERVICE_BITS, AllowData, FlowKey, INTERFACE_NODE, NO_BACKEND, SERVICE_AFFINITY, SERVICE_ALLOW,
+        SERVICE_DROP, Service, program,
     },
 };
 
 use crate::{
     Outcome, clients, clock, count,
-    frame::here,
+    frame::{forget, here, ingress},
     handover,
     maps::{ALLOW, LAYOUT, LEASE, SERVICES},
+    nat::interface,
     reset, signal, tail_call, walk,
 };
 
@@ -27,7 +28,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let hash = here(hash::client_of(&service.seed, &key.client, key.port, by_address));
     let now = clock::exact();
     if !LEASE.get(0).is_some_and(|lease| lease.holds(now)) {
-        return Err(Counter::Fenced);
+        return tail_call(ctx, program::RELAY_INDEX);
     }
     if service.flags & SERVICE_ALLOW != 0 && !is_allowed(&key) {
         return Err(Counter::NotAllowed);
@@ -39,12 +40,21 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         signal::table_full(now);
         return reset::answer(ctx, Counter::TableFull);
     }
-    let (backend, full) = walk::choose(service, &key, hash, now);
+    let (backend, full) = walk::choose(service, &key, hash, near(ctx, service)?, now);
     if backend == NO_BACKEND {
         return refuse(ctx, service, full);
     }
     handover::put_chosen(backend, false);
     tail_call(ctx, program::NEW_INDEX)
+}
+
+/// The backend that clients on this node are sent to while it takes any; `NO_BACKEND`: none.
+#[inline(always)]
+fn near(ctx: &XdpContext, service: &Service) -> Result<u16, Counter> {
+    let is_ours = interface(ingress(ctx)).is_some_and(|here| here.flags & INTERFACE_NODE != 0);
+    // 0 is one before the first.
+    let number = if is_ours { service.near } else { 0 };
+    Ok(forget(number.wrapping_sub(1))? as u16)
 }
 
 #[inline(always)]

@@ -51,10 +51,9 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if packet.segment.is_syn() {
         return tail_call(ctx, program::CHOOSE_INDEX);
     }
-    if packet.segment.any(tcp::RST) {
-        return Err(Counter::UnknownRst);
-    }
     match lookup::may_be_unknown() {
+        Err(Counter::Fenced) => tail_call(ctx, program::RELAY_INDEX),
+        _ if packet.segment.any(tcp::RST) => Err(Counter::UnknownRst),
         Ok(()) => reset::answer(ctx, Counter::UnknownFlow),
         Err(Counter::TakeoverGrace) => tail_call(ctx, program::ADOPT_INDEX),
         Err(reason) => Err(reason),

@@ -10,6 +10,7 @@
 //! | `choose.rs`, `walk.rs`, `clients.rs` | a new flow: may it begin, and which backend |
 //! | `new.rs`, `port.rs`, `gateway.rs` | a new flow: claiming a NAT port, and the way back to the client |
 //! | `adopt.rs` | a connection that another node had before a takeover |
+//! | `relay.rs` | what this node says nothing to while another node has the VIP |
 //! | `suspect.rs`, `signal.rs` | backends that new flows pass over; what the agent is told |
 //! | `other.rs` | ARP, ping, and all else for a VIP |
 //! | `ipv6.rs`, `other_v6.rs` | the same for IPv6: what differs between the families |
@@ -48,6 +49,7 @@ mod onward;
 mod other;
 mod other_v6;
 mod port;
+mod relay;
 mod reset;
 mod signal;
 mod suspect;
@@ -150,6 +152,12 @@ fn other_v6(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn vrrp(ctx: XdpContext) -> u32 {
     finish(&ctx, vrrp::handle(&ctx))
+}
+
+/// What this node says nothing to while another node has the VIP.
+#[xdp(frags)]
+fn relay(ctx: XdpContext) -> u32 {
+    finish(&ctx, relay::handle(&ctx))
 }
 
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.

@@ -23,8 +23,9 @@ use crate::{
 
 #[inline(always)]
 pub fn handle(ctx: &XdpContext) -> Outcome {
-    let frame = frame::of(ctx);
-    let Some(link) = Link::parse(&frame) else { return Ok(xdp_action::XDP_PASS) };
+    let Some(link) = Link::parse(&frame::of(ctx)) else { return Ok(xdp_action::XDP_PASS) };
+    let link = frame::forget_tags(ctx, &link)?;
+    let frame = frame::anew(ctx);
     let Some(&Interface { mac: own_mac, .. }) = interface(ingress(ctx)) else {
         return Ok(xdp_action::XDP_PASS);
     };
@@ -145,7 +146,7 @@ pub fn closed_port(ctx: &XdpContext, link: &Link, packet: &TcpPacket) -> Outcome
         return Err(Counter::UnknownRst);
     }
     if !owns_vip() {
-        return Err(Counter::Fenced);
+        return tail_call(ctx, program::RELAY_INDEX);
     }
     count::count(Counter::ClosedPort);
     handover::to(ctx, link, packet, 0, program::RESET_INDEX)
@@ -166,7 +167,7 @@ fn icmp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: &mut Ipv4, own_mac: Ma
         return Err(Counter::Icmp);
     }
     if !owns_vip() {
-        return Err(Counter::Fenced);
+        return tail_call(ctx, program::RELAY_INDEX);
     }
     icmp.check = icmp.reply_check();
     icmp.type_code = Icmp::ECHO_REPLY;

@@ -163,7 +163,7 @@ fn icmp(ctx: &XdpContext, frame: &Frame, link: &Link, ip: *mut Ipv6, own_mac: Ma
         return Err(Counter::Icmp);
     }
     if !owns_vip() {
-        return Err(Counter::Fenced);
+        return tail_call(ctx, program::RELAY_INDEX);
     }
     // The pseudo-header's sum is that of the same two addresses.
     icmp.check = Delta::new().word(ECHO_REQUEST_V6, ECHO_REPLY_V6).apply(icmp.check);

@@ -31,6 +31,8 @@ pub struct Choice {
     now: u64,
     /// The service's flows with this one.
     k: u64,
+    /// What the next one is judged by: `k`, or more than any bound.
+    bound: u64,
     /// Where the walk begins: a slot, or a turn. 64 bits, since of a remainder of 32 the verifier forgets the upper half.
     start: u64,
     /// The least loaded so far.
@@ -46,6 +48,10 @@ pub struct Choice {
     number: u16,
     /// Not 0: a live backend was passed over for having `max_connections`.
     full: u16,
+    /// The backend that is asked before all, whatever its load; `NO_BACKEND`: none.
+    near: u16,
+    /// 0.
+    reserved: [u16; 1],
 }
 
 /// This CPU's choice.
@@ -55,9 +61,10 @@ fn under_way() -> Option<&'static mut Choice> {
     CHOICE.get_ptr_mut(0).map(|choice| unsafe { &mut *choice })
 }
 
-/// The backend for a client of this hash, or `NO_BACKEND`; and whether that is because all have `max_connections`.
+/// The backend for a client of this hash, or `NO_BACKEND`; and whether that is because all have `max_connections`. `near`: the
+/// backend that is asked before all, or `NO_BACKEND`.
 #[inline(always)]
-pub fn choose(service: &Service, key: &FlowKey, hash: u64, now: u64) -> (u16, bool) {
+pub fn choose(service: &Service, key: &FlowKey, hash: u64, near: u16, now: u64) -> (u16, bool) {
     const NONE: (u16, bool) = (NO_BACKEND, false);
     let Some(totals) = LOADS.get_ptr_mut(load_of_service(key.service)) else { return NONE };
     let start = start(service, hash, totals);
@@ -72,9 +79,9 @@ pub fn choose(service: &Service, key: &FlowKey, hash: u64, now: u64) -> (u16, bo
     choice.spare = NO_BACKEND;
     choice.number = NO_BACKEND;
     choice.full = 0;
-    if !matches!(Algorithm::of(service.flags), Algorithm::LeastConn) {
-        each(TRIES + 1, ask);
-    }
+    choice.near = near;
+    let walk = if matches!(Algorithm::of(service.flags), Algorithm::LeastConn) { 0 } else { TRIES + 1 };
+    each(walk + (near != NO_BACKEND) as u32, ask);
     if under_way().is_some_and(|choice| choice.number == NO_BACKEND) {
         // From another one each time, so that equals take turns.
         let live = maglev(key.service).map_or(0, |table| table.live_count);
@@ -126,7 +133,7 @@ fn each(count: u32, step: Step) {
 extern "C" fn ask(number: u32, _nothing: *mut c_void) -> i64 {
     let Some(choice) = under_way() else { return 1 };
     let Some(table) = maglev(choice.service) else { return 1 };
-    let Some(backend) = candidate(table, choice, number) else { return 1 };
+    let Some(backend) = next(table, choice, number) else { return 1 };
     let Some(share) = table.shares.get(backend as usize) else { return 0 };
     let Some(load) = LOADS.get_ptr_mut(load_of_backend(backend)) else { return 0 };
     // Where another CPU took the same backend at the same moment, the next one is asked.
@@ -135,6 +142,21 @@ extern "C" fn ask(number: u32, _nothing: *mut c_void) -> i64 {
         return 1;
     }
     0
+}
+
+/// Who is asked next, and by which bound: the near one first.
+#[inline(always)]
+fn next(table: &Maglev, choice: &mut Choice, number: u32) -> Option<u16> {
+    let near = choice.near;
+    choice.bound = choice.k;
+    if near == NO_BACKEND {
+        return candidate(table, choice, number);
+    }
+    choice.near = NO_BACKEND;
+    choice.bound = u64::MAX;
+    // The walk begins with the next number.
+    choice.start = choice.start.wrapping_sub(1);
+    Some(near)
 }
 
 #[inline(always)]
@@ -160,7 +182,7 @@ fn takes(choice: &mut Choice, share: &Share, live_weight: u32, load: *mut Load, 
     let now = Window::at(choice.now);
     // SAFETY: a live map value; a copy of words that other CPUs change one by one.
     let (seen, flows) = unsafe { ((*load).pending, (*load).flows(now)) };
-    match choose::verdict(Algorithm::of(choice.flags), share, flows, live_weight, choice.k) {
+    match choose::verdict(Algorithm::of(choice.flags), share, flows, live_weight, choice.bound) {
         Verdict::Takes if is_spared(choice, backend) => false,
         Verdict::Takes => {
             let begun = Pending(seen).begun(now);

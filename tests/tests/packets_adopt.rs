@@ -14,7 +14,7 @@ const NUMBERS: [u16; 3] = [3, 9, 4];
 
 /// The VIP was taken over just now.
 fn grace() -> Lease {
-    Lease { granted_at: 1, deadline: u64::MAX, revoked_at: 0, grace_until: u64::MAX - 1 }
+    Lease { granted_at: 1, deadline: u64::MAX, grace_until: u64::MAX - 1, ..Lease::NONE }
 }
 
 fn address_of(place: usize) -> (Ipv4Addr, u16) {

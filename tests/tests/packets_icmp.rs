@@ -83,7 +83,7 @@ fn an_error_goes_on_while_the_vip_is_not_ours() {
     let mut program = setup();
     handshake(&mut program);
     let [to_backend, _] = sent(&mut program);
-    program.set_lease(lb_common::maps::Lease { granted_at: 1, deadline: 2, revoked_at: 0, grace_until: 0 });
+    program.set_lease(lb_common::maps::Lease { granted_at: 1, deadline: 2, ..lb_common::maps::Lease::NONE });
     let frame = icmp_error((ROUTER_MAC, ROUTER), VIP, (3, 4, 1400), &to_backend[..28]);
     let (ran, counters) = run_icmp(&mut program, &frame);
     assert_eq!((ran.action, counters), (TX, vec!["icmp_translated"]), "known flows move when fenced, too");

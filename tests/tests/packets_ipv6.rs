@@ -219,7 +219,7 @@ fn solicitations_for_the_vip_are_answered() {
         set_icmp_checksum(&mut want);
         assert_eq!(ran.frame, want, "{case}");
     }
-    program.set_lease(Lease { granted_at: 1, deadline: 1, revoked_at: 0, grace_until: 0 });
+    program.set_lease(Lease { granted_at: 1, deadline: 1, ..Lease::NONE });
     let frame = neighbour(135, (group_mac, CLIENT_MAC), (asker, group_of(VIP6)), VIP6, 255, &option);
     assert_eq!(run(&mut program, &frame, "fenced").1, ["fenced"]);
 }

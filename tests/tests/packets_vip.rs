@@ -115,8 +115,8 @@ fn closed_ports_are_answered_with_rst_of_any_size() {
 fn a_fenced_node_is_silent_but_forwards_what_it_knows() {
     let mut program = setup();
     handshake(&mut program);
-    let over = Lease { granted_at: 1, deadline: 2, revoked_at: 0, grace_until: 0 };
-    let revoked = Lease { granted_at: 1, deadline: u64::MAX, revoked_at: 1, grace_until: 0 };
+    let over = Lease { granted_at: 1, deadline: 2, ..Lease::NONE };
+    let revoked = Lease { granted_at: 1, deadline: u64::MAX, revoked_at: 1, ..Lease::NONE };
     for lease in [over, revoked] {
         program.set_lease(lease);
         let mut syn = client(SYN);

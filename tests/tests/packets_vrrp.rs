@@ -62,7 +62,7 @@ fn election(packet: &[u8]) -> Election {
 
 /// Active for the next hour.
 fn active() -> Lease {
-    Lease { granted_at: 1, deadline: u64::MAX - 1, revoked_at: 0, grace_until: 0 }
+    Lease { granted_at: 1, deadline: u64::MAX - 1, ..Lease::NONE }
 }
 
 fn program(packet: &[u8], is_v4: bool) -> Program {
@@ -156,7 +156,7 @@ fn the_other_nodes_announcements_are_a_conflict_only_while_this_one_owns_the_vip
     let mut program = setup();
     let announcement = arp_request(Mac::new([0xff; 6]), (CLIENT_MAC, VIP), VIP);
     assert_eq!(run(&mut program, &announcement, "active").1, ["arp_other", "vip_conflict"]);
-    program.set_lease(Lease { granted_at: 1, deadline: 1, revoked_at: 0, grace_until: 0 });
+    program.set_lease(Lease { granted_at: 1, deadline: 1, ..Lease::NONE });
     let (ran, counters) = run(&mut program, &announcement, "backup");
     assert_eq!((ran.action, counters.len()), (PASS, 0), "for the node's own neighbour table: {counters:?}");
 
@@ -166,7 +166,7 @@ fn the_other_nodes_announcements_are_a_conflict_only_while_this_one_owns_the_vip
     let option = [vec![2, 1], CLIENT_MAC.octets().to_vec()].concat();
     let announcement = neighbour(136, (mac, CLIENT_MAC), (VIP6, all_nodes), VIP6, 255, &option);
     assert_eq!(run(&mut program, &announcement, "active").1, ["nd_other", "vip_conflict"]);
-    program.set_lease(Lease { granted_at: 1, deadline: 1, revoked_at: 0, grace_until: 0 });
+    program.set_lease(Lease { granted_at: 1, deadline: 1, ..Lease::NONE });
     assert_eq!(run(&mut program, &announcement, "backup").0.action, PASS);
 }
 
@@ -213,13 +213,13 @@ fn what_nobody_knows_is_left_unanswered_for_a_while() {
     let back = backend(ACK).numbers(5001, 1001).build();
     let far = u64::MAX - 1;
     for (lease, reason) in [
-        (Lease { granted_at: 1, deadline: 1, revoked_at: 0, grace_until: 0 }, "fenced"),
+        (Lease { granted_at: 1, deadline: 1, ..Lease::NONE }, "fenced"),
         (Lease { grace_until: far, ..active() }, "takeover_grace"),
     ] {
         program.set_lease(lease);
         assert_eq!(run(&mut program, &back, reason).1, [reason]);
     }
-    program.set_lease(Lease { granted_at: 1, deadline: 1, revoked_at: 0, grace_until: 0 });
+    program.set_lease(Lease { granted_at: 1, deadline: 1, ..Lease::NONE });
     assert_eq!(run(&mut program, &unknown, "backup").1, ["fenced"]);
     program.set_lease(active());
     assert_eq!(run(&mut program, &unknown, "later").1, ["unknown_flow"]);

@@ -85,8 +85,13 @@ fn a_vip_on_a_local_interface_and_a_local_backend() {
     let scene = scene("local");
     let output = start(&scene, &config("interface = \"eth0\"", "10.0.1.2", "10.0.1.11:2379"), plain);
     refused(&scene, &output, 2, &["10.0.1.2", "eth0"]);
-    let output = start(&scene, &config("interface = \"eth0\"", &VIP.to_string(), "10.0.1.2:2379"), plain);
-    refused(&scene, &output, 2, &["10.0.1.2:2379", "not supported yet"]);
+    let none = config("interface = \"eth0\"\nnode_interface = \"none\"", &VIP.to_string(), "10.0.1.2:2379");
+    refused(&scene, &start(&scene, &none, plain), 2, &["10.0.1.2:2379", "node_interface"]);
+    let own = config("interface = \"eth0\"", &VIP.to_string(), "10.0.1.2:2379");
+    let dsr = own.replace("port = 2379\n", "port = 2379\nmode = \"dsr\"\n");
+    refused(&scene, &start(&scene, &dsr, plain), 2, &["10.0.1.2:2379", "dsr"]);
+    let loopback = config("interface = \"eth0\"", &VIP.to_string(), "127.0.0.1:2379");
+    refused(&scene, &start(&scene, &loopback, plain), 2, &["127.0.0.1:2379", "loopback"]);
 }
 
 #[test]
@@ -234,14 +239,6 @@ fn config_mistakes_and_usage_are_status_2_and_no_agent_is_3() {
         let output = run(&["completions", shell]);
         assert!(output.status.success() && output.stdout.len() > 500, "{shell}");
     }
-}
-
-#[test]
-fn what_this_release_lacks_is_refused_by_name() {
-    let scene = scene("lacks");
-    let with = standard().replace("[service.health]", "prefer_local = true\n[service.health]");
-    let output = start(&scene, &with, plain);
-    refused(&scene, &output, 2, &["prefer_local", "not supported yet"]);
 }
 
 #[test]

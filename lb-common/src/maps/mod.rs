@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub use self::{flow::*, policy::*, signal::*};
 #[cfg(feature = "user")]
 use crate::addr::Addr;
+use crate::addr::Mac;
 use crate::counters::{BackendCounters, Counters};
 use crate::election::Election;
 
@@ -80,11 +81,27 @@ pub struct Lease {
     /// Until then packets of connections that nobody knows are left unanswered, ns: another node may be about to tell of
     /// them.
     pub grace_until: u64,
+    /// The interface by which the last advertisement of another node of the pair came; 0: none did yet.
+    pub other_ifindex: u32,
+    /// The MAC that it came from: that of the node which has the VIPs while this one has not.
+    pub other_mac: Mac,
+    /// 0.
+    pub reserved: [u16; 3],
 }
 
 impl Lease {
     /// Never ends: a node without a peer.
-    pub const STANDALONE: Self = Self { granted_at: 1, deadline: u64::MAX, revoked_at: 0, grace_until: 0 };
+    pub const STANDALONE: Self = Self { granted_at: 1, deadline: u64::MAX, ..Self::NONE };
+    /// Nothing was ever granted.
+    pub const NONE: Self = Self {
+        granted_at: 0,
+        deadline: 0,
+        revoked_at: 0,
+        grace_until: 0,
+        other_ifindex: 0,
+        other_mac: Mac::UNKNOWN,
+        reserved: [0; 3],
+    };
 
     /// Whether the VIP is claimed at `now`, ns.
     #[inline(always)]
@@ -199,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_lease_holds_until_its_deadline_or_revocation() {
-        let lease = Lease { granted_at: 10, deadline: 20, revoked_at: 0, grace_until: 15 };
+        let lease = Lease { granted_at: 10, deadline: 20, revoked_at: 0, grace_until: 15, ..Lease::NONE };
         assert!(lease.is_in_grace(14) && !lease.is_in_grace(15));
         assert!(lease.holds(19));
         assert!(!lease.holds(20));

@@ -54,7 +54,12 @@ pub struct Interface {
     pub mtu: u16,
     /// The interface's own MAC.
     pub mac: Mac,
+    /// `INTERFACE_*` bits.
+    pub flags: u32,
 }
+
+/// The far end of the node's own veth pair: what comes in by it is from clients and members on this node.
+pub const INTERFACE_NODE: u32 = 1 << 0;
 
 /// The slot of an interface in `interfaces`.
 #[inline(always)]
@@ -130,8 +135,8 @@ pub struct Service {
     pub max_flows_per_client: u32,
     /// NAT ports for flows that cannot have their client's own.
     pub nat: nat::Range,
-    /// 0.
-    pub reserved: u32,
+    /// Number of the backend that clients on this node are sent to, plus one (`prefer_local`); 0: to whichever.
+    pub near: u32,
 }
 
 /// The number is in use.

@@ -30,6 +30,8 @@ pub const ICMP: &str = "icmp";
 pub const VRRP: &str = "vrrp";
 /// Connections that another node had before a takeover: which backend may know them?
 pub const ADOPT: &str = "adopt";
+/// What this node says nothing to while another node has the VIP: from clients and members on this node it goes there.
+pub const RELAY: &str = "relay";
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
 pub const PASS: &str = "pass";
 
@@ -61,8 +63,10 @@ pub const CHOOSE_INDEX: u32 = 11;
 pub const VRRP_INDEX: u32 = 12;
 /// Index of [`ADOPT`] in the map `programs`.
 pub const ADOPT_INDEX: u32 = 13;
+/// Index of [`RELAY`] in the map `programs`.
+pub const RELAY_INDEX: u32 = 14;
 /// The tail-called programs by index.
-pub const TAIL_CALLED: [(&str, u32); 14] = [
+pub const TAIL_CALLED: [(&str, u32); 15] = [
     (CLIENT, CLIENT_INDEX),
     (BACKEND, BACKEND_INDEX),
     (NEW, NEW_INDEX),
@@ -77,4 +81,5 @@ pub const TAIL_CALLED: [(&str, u32); 14] = [
     (CHOOSE, CHOOSE_INDEX),
     (VRRP, VRRP_INDEX),
     (ADOPT, ADOPT_INDEX),
+    (RELAY, RELAY_INDEX),
 ];

@@ -9,6 +9,8 @@ pub use lb_common::maps::{MAX_ALLOW, MAX_BACKENDS, MAX_SERVICES};
 
 /// etcd's registered peer port (IANA), which must stay direct.
 pub const ETCD_PEER_PORT: u16 = 2380;
+/// The longest name of an interface: `IFNAMSIZ` less its final NUL (netdevice(7)).
+pub const MAX_INTERFACE_NAME: usize = 15;
 /// The longest path of a unix socket: `sun_path` less its final NUL (unix(7)).
 pub const MAX_SOCKET_PATH: usize = 107;
 

@@ -1,7 +1,7 @@
 //! The config file: from text to types that are valid, or to errors that point at the line.
 //!
 //! ```text
-//! text ── toml ──▶ tables with places ── section, value ──▶ Config ── check, supported ──▶ Config, warnings
+//! text ── toml ──▶ tables with places ── section, value ──▶ Config ── check ──▶ Config, warnings
 //! ```
 //!
 //! [`schema`] holds every key and its default. Reading goes on after a mistake, so that one run shows all
@@ -18,7 +18,6 @@ mod prefix;
 pub mod schema;
 mod section;
 mod service;
-mod supported;
 mod value;
 
 use std::collections::HashSet;
@@ -42,15 +41,6 @@ use value::{InterfaceName, OneOrMore};
 ///
 /// Everything that is wrong with the text, as far as it can be seen in one go.
 pub fn parse(text: &str, file_name: &str) -> Result<(Config, Vec<Warning>), ConfigErrors> {
-    read(text, file_name, supported::refuse)
-}
-
-/// `gate` has the last word.
-fn read(
-    text: &str,
-    file_name: &str,
-    gate: fn(&Config, &Document<'_>, &Remarks<'_>),
-) -> Result<(Config, Vec<Warning>), ConfigErrors> {
     let remarks = Remarks::new(text, file_name);
     let (root, syntax_errors) = DeTable::parse_recoverable(text);
     for error in syntax_errors {
@@ -66,7 +56,6 @@ fn read(
     };
     let document = Document(root.get_ref());
     check::check(&config, &document, &remarks);
-    gate(&config, &document, &remarks);
     remarks.finish().map(|warnings| (config, warnings))
 }
 
@@ -82,6 +71,7 @@ fn syntax_error(message: &str, quote: &str) -> String {
 
 fn read_top(top: &Section<'_>) -> Option<Config> {
     let interfaces = read_interfaces(top);
+    let node_link = read_node_link(top, interfaces.as_deref());
     let xdp_mode = top.get("xdp_mode");
     let max_flows = top.within("max_flows", &limits::MAX_FLOWS);
     let hash_seed_file = top.optional("hash_seed_file");
@@ -92,6 +82,7 @@ fn read_top(top: &Section<'_>) -> Option<Config> {
     let api = top.section_or_defaults("api", &schema::API).and_then(|s| read_api(&s));
     Some(Config {
         interfaces: interfaces?,
+        node_link: node_link?,
         xdp_mode: xdp_mode?,
         max_flows: u32::try_from(max_flows?).ok()?,
         hash_seed_file: hash_seed_file?,
@@ -111,6 +102,24 @@ fn read_interfaces(top: &Section<'_>) -> Option<Vec<String>> {
         return None;
     }
     Some(names)
+}
+
+fn read_node_link(top: &Section<'_>, interfaces: Option<&[String]>) -> Option<Option<NodeLink>> {
+    let InterfaceName(name) = top.get::<InterfaceName>("node_interface")?;
+    if name == NodeLink::NONE {
+        return Some(None);
+    }
+    let link = NodeLink::new(name);
+    if link.far.len() > limits::MAX_INTERFACE_NAME {
+        let fix = format!("write at most {} characters", limits::MAX_INTERFACE_NAME - NodeLink::FAR.len());
+        top.error("node_interface", "is too long, since the other end's name is longer", &fix);
+        return None;
+    }
+    if interfaces.is_some_and(|names| names.contains(&link.near) || names.contains(&link.far)) {
+        top.error("node_interface", "is among `interface`", "write a name that no interface has");
+        return None;
+    }
+    Some(Some(link))
 }
 
 fn read_api(section: &Section<'_>) -> Option<Api> {

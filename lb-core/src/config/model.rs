@@ -13,6 +13,8 @@ use crate::health::Timing;
 pub struct Config {
     /// At least one, each once.
     pub interfaces: Vec<String>,
+    /// The veth pair by which clients and members on the node itself are served; `None`: they are not.
+    pub node_link: Option<NodeLink>,
     pub xdp_mode: XdpMode,
     /// Flows at once, 1,024 to 4,194,304.
     pub max_flows: u32,
@@ -23,6 +25,29 @@ pub struct Config {
     pub vrrp: Option<Vrrp>,
     pub sync: Option<PeerSync>,
     pub api: Api,
+}
+
+/// The names of a veth pair's two ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeLink {
+    /// The end of the node's own stack, which its routes to the VIPs lead to.
+    pub near: String,
+    /// The end that the program is attached to.
+    pub far: String,
+}
+
+impl NodeLink {
+    /// What is written instead of a name for none.
+    pub const NONE: &'static str = "none";
+    /// Follows the near end's name in the far end's.
+    pub const FAR: &'static str = "-xdp";
+
+    /// The pair whose near end has this name.
+    pub fn new(near: impl Into<String>) -> Self {
+        let near = near.into();
+        let far = format!("{near}{}", Self::FAR);
+        Self { near, far }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

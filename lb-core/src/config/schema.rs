@@ -65,6 +65,11 @@ pub static TOP: Schema = Schema {
     title: "",
     keys: &[
         required("interface", "the interface clients and backends are reached by, or a list of them"),
+        default(
+            "node_interface",
+            "\"etcdlb0\"",
+            "the veth pair that the agent makes for clients and members on the node itself, or none",
+        ),
         default("xdp_mode", "\"auto\"", "auto, native or generic; auto tries native first"),
         default("max_flows", "131072", "flows at once; a backend carries at most 64,512 per source address"),
         optional("hash_seed_file", "a secret, the same on both nodes, that seeds the choice of backends"),

@@ -176,7 +176,11 @@ impl FromToml for InterfaceName {
     fn read(value: &DeValue<'_>) -> Result<Self, Problem> {
         let name = String::read(value)?;
         let is_bad = |c: char| c == '/' || c == ':' || c.is_whitespace();
-        if name.len() > 15 || name.contains(is_bad) || name == "." || name == ".." {
+        if name.len() > super::limits::MAX_INTERFACE_NAME
+            || name.contains(is_bad)
+            || name == "."
+            || name == ".."
+        {
             let fix = "write a name as `ip link` shows it: 1 to 15 characters, without spaces, `/` and `:`";
             return Err(Problem::new("is not an interface name", fix));
         }

@@ -28,8 +28,12 @@ impl World for TestWorld {
         self.hop(destination).filter(|_| destination.is_ipv4())
     }
 
+    fn is_own(&self, address: IpAddr) -> bool {
+        address.to_string().ends_with(".12")
+    }
+
     fn interfaces(&self) -> Vec<maps::Interface> {
-        vec![maps::Interface { ifindex: 3, mtu: 1500, mac: HOP.source_mac }]
+        vec![maps::Interface { ifindex: 3, mtu: 1500, mac: HOP.source_mac, flags: 0 }]
     }
 
     fn answered_on(&self, address: IpAddr) -> Vec<Lan> {

@@ -247,14 +247,14 @@ pub const NO_SERVICE: Service = Service {
     flags: 0,
     max_flows_per_client: 0,
     nat: nat::Range { first: 0, ports: 0 },
-    reserved: 0,
+    near: 0,
 };
 
 /// The entry of an unused slot of `interfaces`.
-pub const NO_INTERFACE: Interface = Interface { ifindex: 0, mtu: 0, mac: Mac::UNKNOWN };
+pub const NO_INTERFACE: Interface = Interface { ifindex: 0, mtu: 0, mac: Mac::UNKNOWN, flags: 0 };
 
 /// Nothing was ever granted.
-pub const NO_LEASE: Lease = Lease { granted_at: 0, deadline: 0, revoked_at: 0, grace_until: 0 };
+pub const NO_LEASE: Lease = Lease::NONE;
 
 fn set_bits(words: &[u64; 1024]) -> BTreeSet<u16> {
     let bit = |index: &u16| words[usize::from(index / 64)] & (1 << (index % 64)) != 0;

@@ -146,7 +146,7 @@ fn add_service(service: &DesiredService, actual: &Actual, target: &mut Actual) -
         flags,
         max_flows_per_client: service.max_flows_per_client,
         nat: service.nat,
-        reserved: 0,
+        near: 0,
     };
     target.services.insert(number, entry);
     target.service_ports.insert(key, number);
@@ -172,6 +172,11 @@ fn add_backends(
         let entry = backend_entry(backend, &key, service_number, actual.backends.get(&number));
         target.backends.insert(number, entry);
         target.returns.insert(key, number);
+        if service.near == Some(backend.address)
+            && let Some(service) = target.services.get_mut(&service_number)
+        {
+            service.near = u32::from(number) + 1;
+        }
     }
     Ok(())
 }

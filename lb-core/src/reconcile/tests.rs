@@ -279,7 +279,7 @@ fn desired(services: impl IntoIterator<Item = DesiredService>) -> Desired {
     Desired {
         services: services.into_iter().collect(),
         addresses: vec![address(VIP), address(OTHER_VIP)],
-        interfaces: vec![Interface { ifindex: 3, mtu: 1500, mac: Mac::new([2, 0, 0, 0, 0, 9]) }],
+        interfaces: vec![Interface { ifindex: 3, mtu: 1500, mac: Mac::new([2, 0, 0, 0, 0, 9]), flags: 0 }],
         client_routes: BTreeMap::new(),
         lease: Some(Lease::STANDALONE),
         elections: [Election::NONE; 2],
@@ -297,6 +297,7 @@ fn service(vip: IpAddr, port: u16, hosts: impl IntoIterator<Item = u8>) -> Desir
         max_flows_per_client: 0,
         nat: nat::Range::ALL,
         allow: Vec::new(),
+        near: None,
         no_backend: NoBackend::Reset,
         drain_timeout: Duration::from_secs(30),
         idle_timeout: Duration::from_secs(7440),

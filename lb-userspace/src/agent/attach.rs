@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{addr::Mac, maps};
-use lb_core::config::Config;
+use lb_core::config::{Config, XdpMode};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -37,6 +37,14 @@ impl Attachments {
                 self.attach(config, link, plane)?;
             }
         }
+        if let Some(names) = &config.node_link
+            && let Some(link) = mirror.link_named(&names.far)
+            && let Err(error) = self.attach(config, link, plane)
+        {
+            // Others are served without it.
+            self.failed.insert(link.name.clone(), link.index);
+            error!(interface = link.name, %error, "clients and members on this node are not served; trying again");
+        }
         Ok(())
     }
 
@@ -55,7 +63,7 @@ impl Attachments {
 
     /// Follows interfaces that went away, came back, or came back as another one of the same name.
     pub(super) fn follow(&mut self, config: &Config, mirror: &Mirror, plane: &mut DataPlane) {
-        for name in &config.interfaces {
+        for name in names(config) {
             let link = mirror.link_named(name);
             let before = self.attached.get(name).map(|(ifindex, _)| *ifindex);
             if let Some(gone) = before.filter(|before| link.map(|link| link.index) != Some(*before)) {
@@ -66,7 +74,7 @@ impl Attachments {
             let Some(link) = link.filter(|_| !self.attached.contains_key(name)) else { continue };
             match self.attach(config, link, plane) {
                 Ok(mode) => info!(interface = name, xdp_mode = %mode, "attached anew"),
-                Err(error) if self.failed.insert(name.clone(), link.index) != Some(link.index) => {
+                Err(error) if self.failed.insert(name.to_owned(), link.index) != Some(link.index) => {
                     error!(interface = name, %error, "cannot attach; trying again");
                 }
                 Err(_) => {}
@@ -93,13 +101,23 @@ impl Attachments {
         links.filter_map(interface).collect()
     }
 
+    /// A native program can redirect to no interface whose driver has no XDP: then the far end has a generic one too.
+    fn wanted_mode(&self, config: &Config, name: &str) -> XdpMode {
+        let is_generic = |name: &String| self.mode(name) == Some(AttachedMode::Generic);
+        if is_far(config, name) && config.interfaces.iter().any(is_generic) {
+            XdpMode::Generic
+        } else {
+            config.xdp_mode
+        }
+    }
+
     fn attach(
         &mut self,
         config: &Config,
         link: &Link,
         plane: &mut DataPlane,
     ) -> Result<AttachedMode, dataplane::Error> {
-        let mode = plane.attach(link.index, &link.name, config.xdp_mode)?;
+        let mode = plane.attach(link.index, &link.name, self.wanted_mode(config, &link.name))?;
         self.attached.insert(link.name.clone(), (link.index, mode));
         self.failed.remove(&link.name);
         Ok(mode)
@@ -109,11 +127,25 @@ impl Attachments {
 /// The interfaces of the config that are there, as the data plane needs them: also those that only an earlier agent's
 /// program is on until this one's is, so that it goes on answering.
 pub(super) fn named(config: &Config, mirror: &Mirror) -> Vec<maps::Interface> {
-    config.interfaces.iter().filter_map(|name| interface(mirror.link_named(name)?)).collect()
+    let with_flags = |name| {
+        let flags = if is_far(config, name) { maps::INTERFACE_NODE } else { 0 };
+        Some(maps::Interface { flags, ..interface(mirror.link_named(name)?)? })
+    };
+    names(config).filter_map(with_flags).collect()
+}
+
+/// The interfaces that the program is attached to: the config's, and the far end of the node's own veth pair.
+fn names(config: &Config) -> impl Iterator<Item = &str> {
+    let far = config.node_link.iter().map(|names| names.far.as_str());
+    config.interfaces.iter().map(String::as_str).chain(far)
+}
+
+fn is_far(config: &Config, name: &str) -> bool {
+    config.node_link.as_ref().is_some_and(|names| names.far == name)
 }
 
 fn interface(link: &Link) -> Option<maps::Interface> {
     // An IP packet has at most 65,535 octets, whatever the interface would carry.
     let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
-    Some(maps::Interface { ifindex: link.index, mtu, mac: link.mac? })
+    Some(maps::Interface { ifindex: link.index, mtu, mac: link.mac?, flags: 0 })
 }

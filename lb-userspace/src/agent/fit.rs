@@ -1,4 +1,4 @@
-//! Does a config fit this machine? Interfaces that exist, VIPs and backends that are not this host's own.
+//! Does a config fit this machine? Interfaces that exist, VIPs that are not this host's own.
 
 use std::{
     collections::BTreeSet,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::addr::Mac;
-use lb_core::config::Config;
+use lb_core::config::{Config, Mode};
 use tracing::debug;
 
 use super::error::Error;
@@ -23,7 +23,7 @@ fn missing_interface(config: &Config, mirror: &Mirror) -> Option<String> {
     Some(format!("interface \"{name}\" does not exist; this host has {}", there.join(", ")))
 }
 
-/// A VIP, source address or backend that is this host's own, in words.
+/// A VIP or source address that is this host's own, or a backend that is and cannot be, in words.
 pub(super) fn local_address(config: &Config, mirror: &Mirror) -> Option<String> {
     let holder = |address: IpAddr| mirror.holder(address).map(|link| link.name.as_str());
     for service in &config.services {
@@ -38,13 +38,21 @@ pub(super) fn local_address(config: &Config, mirror: &Mirror) -> Option<String> 
         }
         for backend in &service.backends {
             let address = backend.address.ip();
-            if let Some(interface) = holder(address).or_else(|| address.is_loopback().then_some("lo")) {
-                return Some(format!(
-                    "backend \"{}\" ({}) of service \"{name}\" is this host itself (interface {interface}): not \
-                     supported yet; run the balancer on a host without a member",
-                    backend.name, backend.address
-                ));
-            }
+            let why = if address.is_loopback() {
+                "a loopback address: members of a cluster are reached by addresses that others reach them by; write that one"
+            } else if holder(address).is_none() {
+                continue;
+            } else if config.node_link.is_none() {
+                "this host itself, and `node_interface` is \"none\": write a name there"
+            } else if service.mode == Mode::Dsr {
+                "this host itself, which `mode = \"dsr\"` cannot serve: the VIP would be the host's own; use `mode = \"nat\"`"
+            } else {
+                continue;
+            };
+            return Some(format!(
+                "backend \"{}\" ({}) of service \"{name}\" is {why}",
+                backend.name, backend.address
+            ));
         }
     }
     None

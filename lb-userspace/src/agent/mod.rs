@@ -21,6 +21,7 @@ mod flow_log;
 pub mod lock;
 pub mod log;
 mod memory;
+mod node;
 mod notify;
 mod pair;
 mod reload;
@@ -122,20 +123,22 @@ async fn turn(
                     error!(%reason, "reload refused, the config is as before");
                 }
             }
-            Some(()) = terminate.recv() => return end(agent, "SIGTERM"),
-            Some(()) = interrupt.recv() => return end(agent, "SIGINT"),
+            Some(()) = terminate.recv() => return end(agent, "SIGTERM").await,
+            Some(()) = interrupt.recv() => return end(agent, "SIGINT").await,
         }
-        agent.serve_if_ready()?;
+        agent.serve_if_ready().await?;
+        agent.follow_node().await;
     }
 }
 
 /// A clean end: nothing is taken back, and what was begun is done as far as the time allows.
-fn end(agent: &mut Agent, signal: &str) -> Result<(), Error> {
+async fn end(agent: &mut Agent, signal: &str) -> Result<(), Error> {
     agent.notifier.send("STOPPING=1");
     // First of all: the other node waits for nothing else.
     if let Some(pair) = &mut agent.pair {
         pair.stop();
     }
+    agent.leave_node_to_the_other().await;
     let begun = Instant::now();
     while agent.plane.untold() > 0 && begun.elapsed() < LAST_RESETS {
         agent.end_flows();

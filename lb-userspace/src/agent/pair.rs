@@ -380,6 +380,7 @@ impl Agent {
             notifications.send(role);
         }
         self.sync_role(role);
+        self.follow_role_on_node(role);
         let Some(pair) = &mut self.pair else { return };
         if role == Role::Active {
             // What was held back while the other node had the VIPs.

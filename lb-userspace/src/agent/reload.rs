@@ -96,6 +96,7 @@ impl Agent {
         self.follow_groups().await;
         self.hops.learn(self.network.mirror());
         self.hops.provoke(self.network.handle(), self.network.mirror()).await;
+        self.node.look_again = true;
         if !self.serving {
             return Ok(());
         }
@@ -112,6 +113,7 @@ fn fixed(now: &Config, new: &Config) -> Vec<String> {
     let anew = "stop the agent, run `etcd-lb detach` (which ends all flows), and start it again";
     let changed = [
         ("interface", now.interfaces != new.interfaces, restart),
+        ("node_interface", now.node_link != new.node_link, restart),
         ("xdp_mode", now.xdp_mode != new.xdp_mode, anew),
         ("max_flows", now.max_flows != new.max_flows, anew),
         ("[api] pin_dir", now.api.pin_dir != new.api.pin_dir, anew),

@@ -16,7 +16,7 @@ use crate::{
     api::{
         command::{FLOW_LIMIT, FlowEntry, FlowList, FlowQuery},
         metrics::{self, BackendFigures, EtcdFigures, Figures, ReloadFigures},
-        status::{BackendStatus, FlowTableStatus, InterfaceStatus, Role, ServiceStatus, Status},
+        status::{BackendStatus, FlowTableStatus, InterfaceStatus, NodeStatus, Role, ServiceStatus, Status},
         timestamp,
     },
     dataplane::{BackendCensus, FlowFilter, FlowState, FlowView, Reason},
@@ -69,6 +69,11 @@ impl Agent {
                     xdp_mode: self.attachments.mode(name).map(|mode| mode.to_string()),
                 })
                 .collect(),
+            node: self.config.node_link.as_ref().map(|names| NodeStatus {
+                interface: names.near.clone(),
+                xdp_mode: self.attachments.mode(&names.far).map(|mode| mode.to_string()),
+                led: self.node.led().iter().map(ToString::to_string).collect(),
+            }),
             flow_table: FlowTableStatus {
                 used: self.census.total.established.into(),
                 capacity: self.config.max_flows.into(),

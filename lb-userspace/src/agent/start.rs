@@ -62,6 +62,7 @@ pub(super) async fn start(
     agent.told = told;
     agent.sync = sync;
     agent.prepare_pair()?;
+    agent.follow_node().await;
     agent.look_up_hops().await;
     agent.follow_groups().await;
     agent.hops.learn(agent.network.mirror());
@@ -71,10 +72,19 @@ pub(super) async fn start(
 
 impl Agent {
     /// Attaches and says so, once the first round of probes has ended.
-    pub(super) fn serve_if_ready(&mut self) -> Result<(), Error> {
+    pub(super) async fn serve_if_ready(&mut self) -> Result<(), Error> {
         if self.serving || !self.discoveries.first_round_ended() || !self.checks.first_round_ended() {
             return Ok(());
         }
+        let made = self.make_node_link().await;
+        let begun = self.serve();
+        if begun.is_err() && made {
+            self.unmake_node_link().await;
+        }
+        begun
+    }
+
+    fn serve(&mut self) -> Result<(), Error> {
         self.hops.learn(self.network.mirror());
         // First what the program reads, then the program, then the interfaces it knows it is on.
         self.try_reconcile()?;

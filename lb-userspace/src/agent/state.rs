@@ -21,6 +21,7 @@ use super::{
     files::Loaded,
     fit,
     lock::Locks,
+    node::Node,
     notify::Notifier,
     pair::{self, Pair},
     report::Reloaded,
@@ -62,6 +63,8 @@ pub(super) struct Agent {
     pub(super) hops: Hops,
     /// The routes by which clients are reached.
     pub(super) clients: ClientWays,
+    /// The way of clients and members on this node.
+    pub(super) node: Node,
     /// The backends' health.
     pub(super) checks: Checks,
     /// What the operator drains, and since when.
@@ -134,6 +137,7 @@ impl Agent {
             network,
             hops: Hops::default(),
             clients: ClientWays::default(),
+            node: Node::default(),
             checks,
             drains,
             attachments: Attachments::default(),
@@ -199,6 +203,7 @@ impl Agent {
         {
             error!(reason = %misfit, "the config does not fit this host any more");
         }
+        self.node.look_again |= touched.links || touched.addresses || self.node.is_leaving();
         let moved = self.hops.learn(self.network.mirror());
         if !self.hops.complete() {
             self.hops.provoke(self.network.handle(), self.network.mirror()).await;
@@ -217,6 +222,7 @@ impl Agent {
         self.follow_groups().await;
         self.hops.learn(self.network.mirror());
         self.hops.provoke(self.network.handle(), self.network.mirror()).await;
+        self.node.look_again = true;
         if self.serving {
             self.attachments.follow(&self.config, self.network.mirror(), &mut self.plane);
             self.reconcile();
@@ -308,6 +314,7 @@ impl Agent {
             .iter()
             .flat_map(|service| &service.backends)
             .map(|backend| backend.address.ip())
+            .filter(|address| self.network.mirror().holder(*address).is_none())
             .chain(pair::unicast_peers(&self.config))
             .collect();
         self.hops.look_up(self.network.handle(), &destinations).await;

@@ -34,11 +34,16 @@ impl World for View<'_> {
     }
 
     fn hop(&self, destination: IpAddr) -> Option<maps::NextHop> {
-        self.0.hops.hop(self.0.network.mirror(), destination)
+        self.0.node_hop(destination).or_else(|| self.0.hops.hop(self.0.network.mirror(), destination))
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.0.network.mirror().holder(address).is_some()
     }
 
     fn direct_hop(&self, destination: IpAddr) -> Option<maps::NextHop> {
-        self.hop(destination).filter(|_| self.0.hops.is_direct(destination))
+        let hop = self.0.hops.hop(self.0.network.mirror(), destination);
+        hop.filter(|_| self.0.hops.is_direct(destination))
     }
 
     fn interfaces(&self) -> Vec<maps::Interface> {
@@ -55,7 +60,14 @@ impl World for View<'_> {
 
     fn client_routes(&self) -> BTreeMap<Prefix, maps::ClientRoute> {
         let hops = &self.0.hops;
-        ways::client_routes(&self.0.clients.ways, |ifindex, router| hops.router_mac(ifindex, router))
+        let mut routes =
+            ways::client_routes(&self.0.clients.ways, |ifindex, router| hops.router_mac(ifindex, router));
+        for (own, route) in self.0.ways_to_own() {
+            if routes.len() < maps::MAX_CLIENT_ROUTES {
+                routes.insert(own, route);
+            }
+        }
+        routes
     }
 
     fn elections(&self) -> [Election; 2] {

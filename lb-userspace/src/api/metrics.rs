@@ -10,10 +10,10 @@ use lb_common::{
     counters::{BackendCounters, Counter, Counters, Kind},
     maps::Handshakes,
 };
-use lb_core::{discovery::REASONS, etcd::ALARMS, sync::Failure, vrrp::Reject};
+use lb_core::{config::NodeLink, discovery::REASONS, etcd::ALARMS, sync::Failure, vrrp::Reject};
 
 use self::page::Page;
-use super::status::{BACKEND_STATES, PeerStatus, Role, Status};
+use super::status::{BACKEND_STATES, InterfaceStatus, PeerStatus, Role, Status};
 use crate::{dataplane::Reason, discovery::Figures as DiscoveryFigures, vrrp::LATENESS_BOUNDS};
 
 /// What the metrics are made of.
@@ -175,7 +175,11 @@ fn node(page: &mut Page, figures: &Figures) {
     pair(page, &figures.pair);
     sync(page, &figures.sync, status.peer.as_ref());
     page.family("xdp_attached", "gauge", "1 where the program is attached, by interface and mode.");
-    for interface in &status.interfaces {
+    let far = status.node.iter().map(|node| InterfaceStatus {
+        name: node.interface.clone() + NodeLink::FAR,
+        xdp_mode: node.xdp_mode.clone(),
+    });
+    for interface in status.interfaces.iter().cloned().chain(far) {
         for mode in ["native", "generic"] {
             let attached = interface.xdp_mode.as_deref() == Some(mode);
             page.sample(

@@ -13,6 +13,9 @@ pub struct Status {
     pub fenced: bool,
     /// Where the program is attached.
     pub interfaces: Vec<InterfaceStatus>,
+    /// The way of clients and members on this node; null if there is none.
+    #[serde(default)]
+    pub node: Option<NodeStatus>,
     /// In the config's order.
     pub services: Vec<ServiceStatus>,
     /// The flow table.
@@ -57,6 +60,17 @@ pub struct InterfaceStatus {
     pub name: String,
     /// `native` or `generic`; null while it is not attached (the interface is gone).
     pub xdp_mode: Option<String>,
+}
+
+/// The veth pair by which clients and members on this node are served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its near end's name.
+    pub interface: String,
+    /// As of an interface: of its far end.
+    pub xdp_mode: Option<String>,
+    /// Addresses that this node's own routes lead into it: none while another node has the VIPs.
+    pub led: Vec<String>,
 }
 
 /// A service.

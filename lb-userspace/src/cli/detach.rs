@@ -6,7 +6,11 @@ use std::{
 };
 
 use clap::Args;
-use etcd_lb::{agent::lock, dataplane, netlink::groups};
+use etcd_lb::{
+    agent::lock,
+    dataplane,
+    netlink::{groups, node_link},
+};
 
 use super::{DEFAULT_CONFIG, Failure};
 
@@ -29,10 +33,17 @@ impl Detach {
         let pin_dir = self.pin_dir()?;
         // An agent that runs would lose its maps from under it.
         let _lock = lock::lock_directory(&pin_dir).map_err(|error| Failure::Operation(error.to_string()))?;
+        // First of all: what is led into it would be lost.
+        let pairs = node_link::remove_all(&pin_dir).map_err(|error| {
+            Failure::Operation(format!("cannot remove the node's own veth pair: {error}"))
+        })?;
         let report = dataplane::detach(&pin_dir).map_err(|error| Failure::Operation(error.to_string()))?;
         // What is left of it does no harm: a group that nobody answers in.
         if let Err(error) = groups::leave(&report.interfaces) {
             eprintln!("the groups of IPv6 VIPs are still joined: {error}");
+        }
+        for pair in pairs {
+            println!("{pair}: removed, with its routes");
         }
         let pin_dir = pin_dir.display();
         match (report.found, report.interfaces.len()) {

@@ -41,6 +41,7 @@ fn render(status: &status::Status, now: SystemTime, colours: bool) -> String {
         .map(|interface| {
             format!("{} ({})", interface.name, interface.xdp_mode.as_deref().unwrap_or("not attached"))
         })
+        .chain(status.node.iter().map(node_words))
         .collect();
     let mut text = format!(
         "{}{}, version {}, on {}; {} of {} flows\n",
@@ -63,6 +64,16 @@ fn render(status: &status::Status, now: SystemTime, colours: bool) -> String {
         }
     }
     text
+}
+
+/// The way of clients and members on this node.
+fn node_words(node: &status::NodeStatus) -> String {
+    let state = match (&node.xdp_mode, node.led.is_empty()) {
+        (None, _) => "not attached".to_owned(),
+        (Some(mode), true) => format!("{mode}, not in use"),
+        (Some(mode), false) => mode.clone(),
+    };
+    format!("{} ({state})", node.interface)
 }
 
 /// Of several peers the worst.
@@ -168,6 +179,7 @@ mod tests {
             role: Role::Standalone,
             fenced: false,
             interfaces: vec![InterfaceStatus { name: "eth0".into(), xdp_mode: Some("native".into()) }],
+            node: None,
             services: vec![ServiceStatus {
                 name: "etcd".into(),
                 vip: "10.0.1.100".into(),

@@ -1,9 +1,13 @@
 //! What the kernel says of an interface: which XDP program runs on it, how, and by which driver.
 
-use std::{fs, io};
+use std::{
+    fs, io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
 use aya::programs::{loaded_links, loaded_programs};
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use aya_obj::generated::XDP_FLAGS_DRV_MODE;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
@@ -83,12 +87,38 @@ pub(super) fn removal(name: &str, running: Running) -> String {
     }
 }
 
+/// Attaches a program in the driver, without a link: until another replaces it, or the interface goes.
+///
+/// # Errors
+///
+/// The kernel's.
+pub(super) fn attach(ifindex: u32, program: &OwnedFd) -> io::Result<()> {
+    let mut link = LinkMessage::default();
+    link.header.index = ifindex;
+    let attached = vec![LinkXdp::Fd(program.as_raw_fd()), LinkXdp::Flags(XDP_FLAGS_DRV_MODE)];
+    link.attributes.push(LinkAttribute::Xdp(attached));
+    match ask(RouteNetlinkMessage::SetLink(link), NLM_F_REQUEST | NLM_F_ACK)? {
+        NetlinkPayload::Error(answer) if answer.code.is_some() => Err(answer.to_io()),
+        NetlinkPayload::Error(_) => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of another kind")),
+    }
+}
+
 fn query(ifindex: u32) -> io::Result<Vec<LinkAttribute>> {
     let mut link = LinkMessage::default();
     link.header.index = ifindex;
+    match ask(RouteNetlinkMessage::GetLink(link), NLM_F_REQUEST)? {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(link.attributes),
+        NetlinkPayload::Error(error) => Err(error.to_io()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of another kind")),
+    }
+}
+
+/// One question, and the kernel's answer.
+fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<NetlinkPayload<RouteNetlinkMessage>> {
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetLink(link)));
+    header.flags = flags;
+    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
     request.finalize();
     let mut buffer = vec![0; request.buffer_len()];
     request.serialize(&mut buffer);
@@ -100,9 +130,5 @@ fn query(ifindex: u32) -> io::Result<Vec<LinkAttribute>> {
     let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(link.attributes),
-        NetlinkPayload::Error(error) => Err(error.to_io()),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of another kind")),
-    }
+    Ok(answer.payload)
 }

@@ -24,6 +24,8 @@ pub(super) struct Loaded {
     pub(super) entry: OwnedFd,
     /// The kernel's number of it, which is the load's.
     pub(super) id: u32,
+    /// The program that passes every packet.
+    pub(super) pass: OwnedFd,
     pub(super) maps: Maps,
     /// Whether the maps existed.
     pub(super) adopted: bool,
@@ -58,9 +60,11 @@ fn load_on(pins: &PinDir, object: &[u8], max_flows: u32, adopted: bool) -> Resul
         accept(&mut ebpf, name)?;
     }
     accept(&mut ebpf, program::ENTRY)?;
+    accept(&mut ebpf, program::PASS)?;
     #[cfg(feature = "debug-log")]
     super::debug_log::start(&mut ebpf);
-    let (entry, id) = entry_of(&mut ebpf)?;
+    let (entry, id) = descriptor(&mut ebpf, program::ENTRY)?;
+    let (pass, _) = descriptor(&mut ebpf, program::PASS)?;
     let pinned = pin_load(pins, &mut ebpf, &entry, id).and_then(|()| {
         if !adopted {
             pin_layout(pins, &mut ebpf, max_flows)?;
@@ -70,7 +74,7 @@ fn load_on(pins: &PinDir, object: &[u8], max_flows: u32, adopted: bool) -> Resul
     if pinned.is_err() {
         pins.discard(id);
     }
-    Ok(Loaded { entry, id, maps: pinned?, adopted })
+    Ok(Loaded { entry, id, pass, maps: pinned?, adopted })
 }
 
 /// Pins the entry program, and the array of the programs it calls, under the load's number.
@@ -105,11 +109,11 @@ fn accept(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     })
 }
 
-fn entry_of(ebpf: &mut Ebpf) -> Result<(OwnedFd, u32), Error> {
-    let failed = |error| Error::Program { name: program::ENTRY, source: Box::new(error) };
-    let entry = xdp(ebpf, program::ENTRY)?;
-    let id = entry.info().map_err(failed)?.id();
-    let fd = entry.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+fn descriptor(ebpf: &mut Ebpf, name: &'static str) -> Result<(OwnedFd, u32), Error> {
+    let failed = |error| Error::Program { name, source: Box::new(error) };
+    let program = xdp(ebpf, name)?;
+    let id = program.info().map_err(failed)?.id();
+    let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
     Ok((fd.map_err(|error| failed(error.into()))?, id))
 }
 

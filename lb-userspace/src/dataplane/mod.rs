@@ -128,6 +128,7 @@ pub struct Reconciled {
 pub struct DataPlane {
     pins: PinDir,
     entry: OwnedFd,
+    pass: OwnedFd,
     max_flows: u32,
     /// The kernel's number of the entry program, which numbers the load.
     load: u32,
@@ -181,10 +182,11 @@ impl DataPlane {
     pub fn open_object(options: &Options<'_>, object: &[u8]) -> Result<Self, Error> {
         privilege::check()?;
         let pins = PinDir::prepare(options.pin_dir)?;
-        let Loaded { entry, id, maps, adopted } = load::load(&pins, object, options.max_flows)?;
+        let Loaded { entry, id, pass, maps, adopted } = load::load(&pins, object, options.max_flows)?;
         let mut plane = Self {
             pins,
             entry,
+            pass,
             max_flows: options.max_flows,
             load: id,
             adopted,
@@ -232,6 +234,25 @@ impl DataPlane {
         self.attached.insert(ifindex, mode);
         self.promote()?;
         Ok(mode)
+    }
+
+    /// Makes the near end of a veth take what XDP sends by the far one: a driver without a program there drops it. Not by a
+    /// link, which would need a pin of its own: the program changes nothing, in no version, and goes with the interface.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Attach`].
+    pub fn attach_pass(&self, ifindex: u32, name: &str) -> Result<(), Error> {
+        let done = match device::running(ifindex) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => device::attach(ifindex, &self.pass),
+            Err(error) => Err(error),
+        };
+        done.map_err(|source| Error::Attach {
+            interface: name.into(),
+            driver: device::driver(ifindex, name),
+            source,
+        })
     }
 
     /// Interfaces that run this load's program.

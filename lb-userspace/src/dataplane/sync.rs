@@ -233,6 +233,13 @@ impl DataPlane {
         }
     }
 
+    /// Clients whose flows go by an interface.
+    pub fn clients_by(&self, ifindex: u32) -> std::collections::BTreeSet<IpAddr> {
+        let flows = self.tables.values().flat_map(|table| table.ports().filter_map(|port| table.flow(port)));
+        let here = flows.filter(|record| record.claim().is(State::Established) && record.ifindex == ifindex);
+        here.map(|record| record.client.to_ip()).collect()
+    }
+
     /// Clients toward whom no MAC is known, with the interfaces that their flows go by.
     pub fn unreachable_clients(&self) -> Vec<(u32, IpAddr)> {
         let mut found: Vec<_> = self

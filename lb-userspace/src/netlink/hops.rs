@@ -110,21 +110,7 @@ impl Hops {
             if mirror.neighbour(ifindex, address).is_some_and(|neighbour| neighbour.fresh) {
                 continue;
             }
-            self.ask_for(handle, [(ifindex, address)].into_iter()).await;
-        }
-    }
-
-    /// Makes the kernel resolve neighbours that are nobody's next hop.
-    pub async fn ask_for(&self, handle: &Handle, neighbours: impl Iterator<Item = (u32, IpAddr)>) {
-        for (ifindex, address) in neighbours {
-            let request = handle
-                .neighbours()
-                .add(ifindex, address)
-                .state(NeighbourState::None)
-                .flags(NeighbourFlags::Use)
-                .replace();
-            // It fails when the interface went away just now; the message about that is on its way.
-            let _ = request.execute().await;
+            ask(handle, [(ifindex, address)].into_iter()).await;
         }
     }
 
@@ -132,5 +118,19 @@ impl Hops {
     fn neighbours(&self) -> BTreeSet<(u32, IpAddr)> {
         let next = self.routes.values().flatten().map(|route| (route.ifindex, route.neighbour));
         next.chain(self.routers.iter().copied()).collect()
+    }
+}
+
+/// Makes the kernel resolve neighbours, whether or not they are anybody's next hop.
+pub async fn ask(handle: &Handle, neighbours: impl Iterator<Item = (u32, IpAddr)>) {
+    for (ifindex, address) in neighbours {
+        let request = handle
+            .neighbours()
+            .add(ifindex, address)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace();
+        // It fails when the interface went away just now; the message about that is on its way.
+        let _ = request.execute().await;
     }
 }

@@ -11,7 +11,7 @@ use lb_core::reconcile::Lan;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 
@@ -32,6 +32,10 @@ pub struct Link {
     pub carrier: bool,
     /// On a VLAN device: the interface that carries it, and its VLAN identifier (1 to 4094).
     pub vlan: Option<(u32, u16)>,
+    /// Of a veth: its other end.
+    pub veth_peer: Option<u32>,
+    /// What the administrator, or another program, calls it beside its name.
+    pub alias: Option<String>,
 }
 
 /// An address on an interface, with the prefix that is reached there directly.
@@ -139,6 +143,18 @@ impl Mirror {
         })
     }
 
+    /// The addresses of this host that others can know it by: neither loopback nor a group.
+    pub fn own_addresses(&self) -> impl Iterator<Item = InterfaceAddress> {
+        let known = |held: &&InterfaceAddress| !held.address.is_loopback() && !held.address.is_multicast();
+        self.addresses.iter().filter(known).copied()
+    }
+
+    /// The interface's own address in the prefix that holds another one.
+    pub fn source_toward(&self, ifindex: u32, address: IpAddr) -> Option<IpAddr> {
+        let mut of_interface = self.own_addresses().filter(|held| held.ifindex == ifindex);
+        of_interface.find(|held| held.prefix_holds(address)).map(|held| held.address)
+    }
+
     /// The interface that holds this address as its own.
     pub fn holder(&self, address: IpAddr) -> Option<&Link> {
         let found = self.addresses.iter().find(|a| a.address == address)?;
@@ -215,19 +231,26 @@ impl Mirror {
             up: message.header.flags.contains(LinkFlags::Up),
             carrier: message.header.flags.contains(LinkFlags::LowerUp),
             vlan: None,
+            veth_peer: None,
+            alias: None,
         };
-        let (mut carrier, mut identifier) = (None, None);
+        let (mut below, mut identifier, mut is_veth) = (None, None, false);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Address(octets) => link.mac = mac(octets),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-                LinkAttribute::Link(index) => carrier = Some(*index),
-                LinkAttribute::LinkInfo(about) => identifier = vlan_identifier(about),
+                LinkAttribute::Link(index) => below = Some(*index),
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+                LinkAttribute::LinkInfo(about) => {
+                    identifier = vlan_identifier(about);
+                    is_veth = about.contains(&LinkInfo::Kind(InfoKind::Veth));
+                }
                 _ => {}
             }
         }
-        link.vlan = carrier.zip(identifier);
+        link.vlan = below.zip(identifier);
+        link.veth_peer = below.filter(|_| is_veth);
         self.links.insert(link.index, link.clone()).as_ref() != Some(&link)
     }
 
@@ -325,8 +348,6 @@ fn neighbour_key(message: &NeighbourMessage) -> Option<(u32, IpAddr)> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_route::link::InfoKind;
-
     use super::*;
 
     fn neighbour(state: NeighbourState, octets: Option<[u8; 6]>) -> RouteNetlinkMessage {

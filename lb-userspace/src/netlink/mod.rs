@@ -8,6 +8,8 @@ pub mod groups;
 pub mod hops;
 mod mirror;
 mod nd;
+pub mod node_link;
+mod offloads;
 mod routes;
 pub mod table;
 pub mod vip;

@@ -83,7 +83,13 @@ impl Program {
 
     /// Gives the interface an MTU.
     pub fn set_mtu(&mut self, mtu: u16) {
-        let interface = Interface { ifindex: IFINDEX, mtu, mac: OWN_MAC };
+        let interface = Interface { ifindex: IFINDEX, mtu, mac: OWN_MAC, flags: 0 };
+        self.array(name::INTERFACES).set(interface_slot(IFINDEX), interface, 0).expect("set");
+    }
+
+    /// Makes the interface another kind, by `INTERFACE_*` bits.
+    pub fn set_interface(&mut self, flags: u32) {
+        let interface = Interface { ifindex: IFINDEX, mtu: 1500, mac: OWN_MAC, flags };
         self.array(name::INTERFACES).set(interface_slot(IFINDEX), interface, 0).expect("set");
     }
 
@@ -102,7 +108,7 @@ impl Program {
             flags: SERVICE_USED | flags,
             max_flows_per_client: 0,
             nat: nat::Range::ALL,
-            reserved: 0,
+            near: 0,
         };
         self.array(name::SERVICES).set(u32::from(number), service, 0).expect("set");
         self.hash(name::SERVICE_PORTS)

@@ -253,7 +253,7 @@ fn open(sandbox: &Sandbox) -> (DataPlane, Maps) {
     let mut plane = sandbox.open_for(16_384).unwrap();
     let mut desired = desired(&[1, 2]);
     // The loopback, by whose number BPF_PROG_TEST_RUN sends frames in.
-    desired.interfaces = vec![Interface { ifindex: 1, mtu: 1500, mac: OWN_MAC }];
+    desired.interfaces = vec![Interface { ifindex: 1, mtu: 1500, mac: OWN_MAC, flags: 0 }];
     desired.services[0].max_flows_per_client = 1000;
     for backend in &mut desired.services[0].backends {
         backend.hop = Some(NextHop { ifindex: 1, mac: BACKEND_MAC, source_mac: OWN_MAC, tags: [0; 2] });

@@ -16,7 +16,6 @@ struct Row {
     key: String,
     default: String,
     values: String,
-    release: String,
     effect: String,
 }
 
@@ -38,14 +37,13 @@ fn rows(heading: &str) -> Vec<Row> {
         .map(|line| {
             let cells: Vec<_> =
                 line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
-            let [key, default, values, release, effect] = &cells[..] else {
-                panic!("not five cells under {heading}: {line}")
+            let [key, default, values, effect] = &cells[..] else {
+                panic!("not four cells under {heading}: {line}")
             };
             Row {
                 key: key.trim_matches('`').to_owned(),
                 default: default.clone(),
                 values: values.clone(),
-                release: release.clone(),
                 effect: effect.clone(),
             }
         })
@@ -95,7 +93,6 @@ fn defaults_are_the_schemas() {
                     assert!(!["required", "section"].contains(&row.default.as_str()), "{place}");
                 }
             }
-            assert!(["yes", "no", "only "].iter().any(|word| row.release.starts_with(word)), "{place}");
             assert!(!row.effect.is_empty(), "{place}");
         }
     }
@@ -168,30 +165,4 @@ fn examples_are_good_configs() {
             }
         }
     }
-}
-
-/// What this release refuses is not documented as if it worked.
-#[test]
-fn what_is_refused_is_documented_as_such() {
-    let whole = include_str!("whole.toml")
-        .replace("max_flows_per_client = 0", "max_flows_per_client = 1")
-        .replace("max_connections = 0", "max_connections = 1")
-        .replace("prefer_local = false", "prefer_local = true");
-    let lines: Vec<_> = whole.lines().map(str::trim).collect();
-    let errors = parse(&whole, "F").unwrap_err();
-    let mut refused = 0;
-    for error in errors.iter().filter(|error| error.message.contains("not supported yet")) {
-        let (before, line) = (&lines[..error.line], lines[error.line - 1]);
-        let title = before.iter().rfind(|line| line.starts_with('[')).copied().unwrap_or_default();
-        let schema = SECTIONS.into_iter().find(|schema| schema.title == title).unwrap();
-        let rows = rows(&heading(schema));
-        if line == title {
-            assert!(rows.iter().all(|row| row.release == "no"), "{title}");
-        } else {
-            let row = rows.iter().find(|row| line.starts_with(&format!("{} = ", row.key))).unwrap();
-            assert_ne!(row.release, "yes", "{line} in {title}");
-        }
-        refused += 1;
-    }
-    assert_eq!(refused, 1);
 }

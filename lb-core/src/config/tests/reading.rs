@@ -26,8 +26,8 @@ port = 2379
 address = "10.0.1.10:2379"
 "#;
 
-fn ungated(text: &str) -> Config {
-    match read(text, "config.toml", |_, _, _| {}) {
+fn read(text: &str) -> Config {
+    match parse(text, "config.toml") {
         Ok((config, _)) => config,
         Err(errors) => panic!("{errors}"),
     }
@@ -39,7 +39,7 @@ fn secs(n: u64) -> Duration {
 
 #[test]
 fn whole_contract_is_read() {
-    let config = ungated(WHOLE);
+    let config = read(WHOLE);
     let tls = Tls {
         ca_file: "/etc/etcd-lb/ca.pem".into(),
         client: Some(ClientCertificate {
@@ -104,6 +104,7 @@ fn whole_contract_is_read() {
         config,
         Config {
             interfaces: vec!["eth0".into()],
+            node_link: Some(NodeLink::new("etcdlb0")),
             xdp_mode: XdpMode::Auto,
             max_flows: 131_072,
             hash_seed_file: Some("/etc/etcd-lb/seed".into()),
@@ -125,11 +126,11 @@ fn whole_contract_is_read() {
     );
 }
 
-/// Whatever the contract's example shows as a default is what an unwritten key means, once it is supported.
+/// Whatever the contract's example shows as a default is what an unwritten key means.
 #[test]
 fn minimal_config_has_the_defaults() {
     let (config, warnings) = parse(MINIMAL, "config.toml").unwrap();
-    let whole = ungated(WHOLE);
+    let whole = read(WHOLE);
     let (service, shown) = (&config.services[0], &whole.services[0]);
     assert_eq!(config.interfaces, ["eth0"]);
     assert_eq!((config.xdp_mode, config.max_flows), (whole.xdp_mode, whole.max_flows));
@@ -203,13 +204,13 @@ fn warnings_for_what_is_probably_not_meant() {
 #[test]
 fn an_unwritten_fast_interval_follows_a_short_interval() {
     let text = MINIMAL.to_owned() + "[service.health]\ninterval = \"50ms\"\ntimeout = \"50ms\"\n";
-    assert_eq!(ungated(&text).services[0].health.timing.fast_interval, Duration::from_millis(50));
+    assert_eq!(read(&text).services[0].health.timing.fast_interval, Duration::from_millis(50));
 }
 
 #[test]
 fn version_2_of_vrrp() {
     let vrrp = "[vrrp]\nversion = 2\nauth_pass = \"secret\"\n";
-    let vrrp = ungated(&(MINIMAL.to_owned() + vrrp)).vrrp.unwrap();
+    let vrrp = read(&(MINIMAL.to_owned() + vrrp)).vrrp.unwrap();
     assert_eq!((vrrp.version, vrrp.advert_interval), (VrrpVersion::V2, secs(1)));
     assert_eq!(vrrp.auth_pass.as_deref(), Some("secret"));
     assert_eq!(vrrp.interface, "eth0");

@@ -99,7 +99,8 @@ fn the_data_plane_agrees_on_what_is_stronger() {
             length: octets.len() as u32,
         };
         for ours in [1, 100, 199, 200, 201, 254] {
-            let lost = hearer.election(3, ours).is_lost_to(3, &envelope, &header);
+            let election = hearer.election(3, ours);
+            let lost = election.has(3, &envelope, &header) && election.is_weaker_than(&envelope, &header);
             let stronger = priority > ours || (priority == ours && sender.source > hearer.source);
             assert_eq!(lost, stronger, "{name} against {ours}");
         }

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 use super::{super::attach, Agent, now};
 use crate::{
     dataplane::{Installed, Way},
+    netlink::hops,
     vrrp::Order,
 };
 
@@ -163,6 +164,9 @@ impl Agent {
 
     /// The way to a client, as far as it is known: that of a router is followed by itself.
     fn way_to(&self, client: IpAddr) -> Way {
+        if let Some(hop) = self.node_hop(client) {
+            return Way { ifindex: hop.ifindex, tags: hop.tags, mac: hop.mac };
+        }
         let mirror = self.network.mirror();
         // Also before the program is attached to them anew: flows come as soon as there is a stream.
         let interfaces = attach::named(&self.config, mirror);
@@ -189,6 +193,6 @@ impl Agent {
         }
         let direct =
             unknown.into_iter().filter(|(ifindex, client)| mirror.reaches_directly(*ifindex, *client));
-        self.hops.ask_for(self.network.handle(), direct).await;
+        hops::ask(self.network.handle(), direct).await;
     }
 }

@@ -47,6 +47,7 @@ fn figures() -> Figures {
             role: Role::Standalone,
             fenced: false,
             interfaces: vec![InterfaceStatus { name: "eth0.5".into(), xdp_mode: Some("native".into()) }],
+            node: None,
             services: vec![service],
             flow_table: FlowTableStatus { used: 7, capacity: 131_072 },
             peer: None,

@@ -1,0 +1,48 @@
+//! What an interface leaves to the card, or in a veth's case to the other end: set as `ethtool -K` sets it.
+
+use std::{
+    io,
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::AsRawFd as _,
+};
+
+/// Commands of `linux/ethtool.h`, each with a word: 1 on, 0 off.
+const ETHTOOL_STXCSUM: u32 = 0x17;
+const ETHTOOL_STSO: u32 = 0x1f;
+const ETHTOOL_SGSO: u32 = 0x24;
+const ETHTOOL_SGRO: u32 = 0x2c;
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+/// Makes the near end of a veth send what XDP at the far end can work on: whole checksums, and no segment that is longer
+/// than the MTU. What comes in is joined before the stack has it.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn for_xdp_at_the_other_end(interface: &str) -> io::Result<()> {
+    // Any socket will do; nothing is sent.
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    for (command, data) in [(ETHTOOL_STXCSUM, 0), (ETHTOOL_STSO, 0), (ETHTOOL_SGSO, 0), (ETHTOOL_SGRO, 1)] {
+        set(&socket, interface, Value { command, data })?;
+    }
+    Ok(())
+}
+
+fn set(socket: &UdpSocket, interface: &str, mut value: Value) -> io::Result<()> {
+    // SAFETY: all zero is an `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last one stays 0.
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the kernel reads the request and the value that it points to, both of which outlive the call.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -76,7 +76,16 @@ pub struct Broken {
 pub struct Fleet {
     stop: Arc<AtomicBool>,
     sessions: Arc<Mutex<Vec<Session>>>,
+    waits: Arc<Mutex<Vec<Wait>>>,
     workers: Vec<JoinHandle<()>>,
+}
+
+/// How long a client has waited for answers, over all its connections.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    /// The last answer.
+    since: Instant,
+    longest: Duration,
 }
 
 impl Fleet {
@@ -86,7 +95,13 @@ impl Fleet {
     ///
     /// If a first connection cannot be made.
     pub fn start(host: &Host, target: SocketAddr, pki: &Pki, options: Options) -> Result<Self> {
-        let mut fleet = Self { stop: Arc::default(), sessions: Arc::default(), workers: Vec::new() };
+        let wait = Wait { since: Instant::now(), longest: Duration::ZERO };
+        let mut fleet = Self {
+            stop: Arc::default(),
+            sessions: Arc::default(),
+            waits: Arc::new(Mutex::new(vec![wait; options.clients])),
+            workers: Vec::new(),
+        };
         for client in 0..options.clients {
             let worker = Worker {
                 client,
@@ -96,6 +111,7 @@ impl Fleet {
                 options,
                 stop: Arc::clone(&fleet.stop),
                 sessions: Arc::clone(&fleet.sessions),
+                waits: Arc::clone(&fleet.waits),
             };
             let first = worker.connect()?;
             fleet.workers.push(thread::spawn(move || worker.work(first)));
@@ -121,6 +137,15 @@ impl Fleet {
     /// The connections that live.
     pub fn alive(&self) -> Vec<Session> {
         self.sessions().into_iter().filter(|session| session.broken.is_none()).collect()
+    }
+
+    /// The longest time that a client has waited for an answer since this was last asked, the time to connect again
+    /// included.
+    pub fn longest_wait(&self) -> Duration {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        let longest = waits.iter().map(|wait| wait.longest.max(wait.since.elapsed())).max();
+        waits.iter_mut().for_each(|wait| wait.longest = Duration::ZERO);
+        longest.unwrap_or_default()
     }
 
     /// Waits until every living connection has had `requests` more answers.
@@ -173,6 +198,7 @@ struct Worker {
     options: Options,
     stop: Arc<AtomicBool>,
     sessions: Arc<Mutex<Vec<Session>>>,
+    waits: Arc<Mutex<Vec<Wait>>>,
 }
 
 impl Worker {
@@ -221,6 +247,12 @@ impl Worker {
                 Ok(())
             });
             let now = Instant::now();
+            if answer.is_ok() {
+                let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+                let wait = &mut waits[self.client];
+                wait.longest = wait.longest.max(now - wait.since);
+                wait.since = now;
+            }
             let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
             let session = &mut sessions[index];
             if let Err(error) = answer {

@@ -90,7 +90,7 @@ impl Lab {
 
     /// The hosts of a role, by name.
     pub fn hosts(&self, role: Role) -> impl Iterator<Item = &Host> {
-        self.hosts.values().filter(move |host| host.role() == role)
+        self.hosts.values().filter(move |host| host.role().plays(role))
     }
 
     /// Unplugs a host's first interface, or plugs it in again.
@@ -226,7 +226,7 @@ impl Lab {
             "link", "add", "name", &port, "type", "veth", "peer", "name", interface, "netns", netns,
         ])?;
         self.ip_on_bridge(&["link", "set", "dev", &port, "master", &bridge(nic.lan), "up"])?;
-        if host.role() == Role::Balancer {
+        if host.role().plays(Role::Balancer) {
             let pin = self.pass_pin();
             let pin = pin.to_str().context("path of the pin")?;
             self.ip_on_bridge(&["link", "set", "dev", &port, "xdpdrv", "pinned", pin])?;

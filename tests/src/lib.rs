@@ -39,6 +39,7 @@ pub mod pair;
 mod pass;
 pub mod process;
 mod signals;
+pub mod stacked;
 pub mod state;
 pub mod tls;
 pub mod topology;

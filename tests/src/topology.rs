@@ -12,8 +12,17 @@ pub enum Role {
     Member,
     /// Runs clients.
     Client,
+    /// Runs a balancer, an etcd member and clients: a node of a stacked control plane.
+    Node,
     /// Forwards between the LANs that it is on.
     Router,
+}
+
+impl Role {
+    /// Whether a host of this role does what one of another does.
+    pub fn plays(self, other: Self) -> bool {
+        self == other || (self == Self::Node && matches!(other, Self::Balancer | Self::Member | Self::Client))
+    }
 }
 
 /// An interface of a host.

@@ -33,6 +33,7 @@ pub mod keepalived;
 pub mod kube;
 pub mod lab;
 pub mod netns;
+pub mod networking;
 pub mod owner;
 pub mod packet;
 pub mod pair;

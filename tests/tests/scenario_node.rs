@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
 use etcd_lb_tests::{
     Balancer, CLIENT_PORT, Config, Host, Lab, Topology, VIP, VIP6,
     echo::{BusyClients, EchoServer, transfer},
     eventually,
+    networking::Networking,
     pair::{LIMIT, exchange},
 };
 use serde_json::json;
@@ -38,12 +38,6 @@ impl Node {
         let host = lab.host("lb1");
         let [here, there] =
             ["lb1", "etcd-1"].map(|name| EchoServer::start(lab.host(name), CLIENT_PORT).unwrap());
-        eventually(LIMIT, "IPv6 addresses that are nobody else's", || {
-            let addresses = host.output("ip", &["-6", "address", "show"])?;
-            ensure!(!addresses.contains("tentative"), "{addresses}");
-            Ok(())
-        })
-        .unwrap();
         let before = Networking::of(host);
         let addresses = [&here, &there].map(|server| address(server, vip));
         let config = Config::echo(host)
@@ -81,37 +75,6 @@ impl Node {
 
 fn address(server: &EchoServer, vip: IpAddr) -> SocketAddr {
     if vip.is_ipv4() { server.address() } else { server.address_v6() }
-}
-
-/// What of a host's networking is none of the balancer's: routes, rules, addresses and settings, but for its own pair.
-struct Networking(BTreeSet<String>);
-
-impl Networking {
-    fn of(host: &Host) -> Self {
-        let ip = |args: &[&str]| host.output("ip", args).unwrap();
-        let shown = [
-            ip(&["-4", "route", "show", "table", "all"]),
-            ip(&["-6", "route", "show", "table", "all"]),
-            ip(&["-4", "rule", "show"]),
-            ip(&["-6", "rule", "show"]),
-            ip(&["-4", "-o", "address", "show"]),
-            host.output("sysctl", &["-a", "--pattern", "^net\\."]).unwrap(),
-        ];
-        // What the kernel counts, what it keeps for the interfaces of the pair, and the group of the IPv6 VIP.
-        let others = ["etcdlb0", "nf_conntrack_count", "cache expires", "ff02::1:ff00:100"];
-        let lines = shown.iter().flat_map(|text| text.lines());
-        Self(
-            lines
-                .filter(|line| !others.iter().any(|other| line.contains(other)))
-                .map(str::to_owned)
-                .collect(),
-        )
-    }
-
-    fn assert_as(&self, before: &Self, what: &str) {
-        let differences: Vec<_> = self.0.symmetric_difference(&before.0).collect();
-        assert!(differences.is_empty(), "{what}: {differences:#?}");
-    }
 }
 
 /// All four paths, with traffic that goes on while the agent is killed, restarted and stopped.

@@ -16,6 +16,7 @@ use lb_core::{config::Config, reconcile::Prefix, vrrp::Role};
 use tracing::{info, warn};
 
 use super::state::Agent;
+use crate::dataplane::Reason;
 use crate::netlink::{
     Mirror,
     node_link::{self, Ends, Way},
@@ -263,7 +264,7 @@ impl Agent {
         let clients: Vec<IpAddr> =
             self.plane.clients_by(far).into_iter().filter(|client| !self.is_known_outside(*client)).collect();
         for client in clients {
-            let flows = self.plane.reset_client(client);
+            let flows = self.plane.reset_client(client, Reason::Unreachable);
             self.census_at = None;
             info!(%client, flows, "flows of a client whose address the other node cannot reach are reset");
         }

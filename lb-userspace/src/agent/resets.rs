@@ -94,7 +94,7 @@ impl Agent {
                 flows
             }
             (None, Some(client)) => {
-                let flows = u64::from(self.plane.reset_client(client));
+                let flows = u64::from(self.plane.reset_client(client, Reason::Operator));
                 info!(%client, flows, "flows reset by command");
                 flows
             }

@@ -37,12 +37,14 @@ pub enum Reason {
     Operator,
     /// The operator's `rebalance`.
     Rebalance,
+    /// Their client is on this node, at an address that the node which takes over cannot reach.
+    Unreachable,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::BackendDown, Self::Drained, Self::Idle, Self::Operator, Self::Rebalance];
+    pub const ALL: [Self; 6] =
+        [Self::BackendDown, Self::Drained, Self::Idle, Self::Operator, Self::Rebalance, Self::Unreachable];
 
     /// The label of the metrics and the word of the flow log.
     pub const fn name(self) -> &'static str {
@@ -52,6 +54,7 @@ impl Reason {
             Self::Idle => "idle",
             Self::Operator => "command",
             Self::Rebalance => "rebalance",
+            Self::Unreachable => "unreachable",
         }
     }
 }
@@ -108,14 +111,11 @@ impl DataPlane {
     }
 
     /// Ends every established flow of a client, at both ends; how many there were.
-    pub fn reset_client(&mut self, client: IpAddr) -> u32 {
+    pub fn reset_client(&mut self, client: IpAddr, reason: Reason) -> u32 {
         let client = Addr::from(client);
         let numbers: Vec<u16> = self.tables.keys().copied().collect();
         let of_client = |record: &Record| record.client == client;
-        numbers
-            .into_iter()
-            .map(|number| self.end_chosen(number, usize::MAX, Reason::Operator, of_client))
-            .sum()
+        numbers.into_iter().map(|number| self.end_chosen(number, usize::MAX, reason, of_client)).sum()
     }
 
     /// Ends `count` established flows of a backend, those first on which it was silent longest; how many.

@@ -102,7 +102,7 @@ impl Turn {
                 self.tell(News::NotRealtime(what, error.to_string()));
             }
         }
-        while self.machine.role() != Role::Stopped && !self.leaves {
+        loop {
             // Before the lease is looked at: what is granted in this turn is granted as of now, so that a revocation that
             // comes after the look is not undone.
             let now = now();
@@ -114,7 +114,8 @@ impl Turn {
                 self.obey(now, order);
             }
             self.beat(now);
-            if self.leaves {
+            // Before the wait: where no other node speaks, nothing would end it.
+            if self.leaves || self.machine.role() == Role::Stopped {
                 return;
             }
             let next = self.machine.next_wake();

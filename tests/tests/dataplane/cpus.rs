@@ -220,7 +220,7 @@ fn act_as_agent(plane: &mut DataPlane, sweeps: bool) {
             0..5 if !sweeps => {}
             0..5 => drop(plane.sweep(monotonic_ns() + ahead).unwrap()),
             5 => drop(plane.reset_flows(random.below(usize::from(BACKENDS)) as u16, Reason::BackendDown)),
-            6 | 7 => drop(plane.reset_client(client(random.below(CLIENTS)).into())),
+            6 | 7 => drop(plane.reset_client(client(random.below(CLIENTS)).into(), Reason::Operator)),
             8 => drop(plane.reset_some(random.below(usize::from(BACKENDS)) as u16, 5, Reason::Rebalance)),
             _ => drop(plane.tell_ended(monotonic_ns())),
         }

@@ -85,7 +85,7 @@ fn figures() -> Figures {
             },
             unanswered: 3,
             nat_ports: 9,
-            ended: [12, 0, 0, 0, 13],
+            ended: [12, 0, 0, 0, 13, 0],
             checks,
             etcd: EtcdFigures {
                 leader: true,

@@ -8,6 +8,7 @@ use super::super::value::Show;
 use super::super::{limits, parse};
 
 const README: &str = include_str!("../../../../README.md");
+const NODE: &str = include_str!("../../../../docs/node.md");
 const CONFIGURATION: &str = include_str!("../../../../docs/configuration.md");
 
 /// A row of a section's table.
@@ -55,8 +56,9 @@ fn examples(text: &str) -> Vec<(usize, String)> {
     let mut blocks = Vec::new();
     let mut lines = (1..).zip(text.lines());
     while let Some((number, line)) = lines.next() {
-        if line == "```toml" {
-            let block = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```");
+        // One that stands in a list is indented.
+        if line.trim_start() == "```toml" {
+            let block = lines.by_ref().map(|(_, line)| line).take_while(|line| line.trim_start() != "```");
             blocks.push((number, block.map(|line| format!("{line}\n")).collect()));
         }
     }
@@ -155,7 +157,9 @@ fn max_flows_has_the_data_planes_default() {
 /// What an operator copies works as it stands, and has nothing to remark on.
 #[test]
 fn examples_are_good_configs() {
-    for (file, text, least) in [("README.md", README, 1), ("docs/configuration.md", CONFIGURATION, 3)] {
+    for (file, text, least) in
+        [("README.md", README, 1), ("docs/configuration.md", CONFIGURATION, 3), ("docs/node.md", NODE, 1)]
+    {
         let examples = examples(text);
         assert!(examples.len() >= least, "{file} has {} examples", examples.len());
         for (line, example) in examples {

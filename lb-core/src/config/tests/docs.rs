@@ -56,9 +56,8 @@ fn examples(text: &str) -> Vec<(usize, String)> {
     let mut blocks = Vec::new();
     let mut lines = (1..).zip(text.lines());
     while let Some((number, line)) = lines.next() {
-        // One that stands in a list is indented.
-        if line.trim_start() == "```toml" {
-            let block = lines.by_ref().map(|(_, line)| line).take_while(|line| line.trim_start() != "```");
+        if line == "```toml" {
+            let block = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```");
             blocks.push((number, block.map(|line| format!("{line}\n")).collect()));
         }
     }

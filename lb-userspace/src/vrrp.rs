@@ -24,7 +24,7 @@ use std::{
 };
 
 use lb_common::addr::Mac;
-use lb_core::vrrp::{Advertisement, Family, Preemption, Reject, Role, Settings, VirtualRouter, Why};
+use lb_core::vrrp::{Advertisement, Family, Preemption, Reject, Role, Settings, VirtualRouter, Why, packet};
 use tokio::sync::{mpsc::UnboundedReceiver, watch};
 
 pub use self::figures::{Figures, LATENESS_BOUNDS};
@@ -151,6 +151,41 @@ impl Vrrp {
         self.waker.wake();
     }
 }
+
+/// Listens for a while to what others advertise on an interface, and says what of it this node would not heed, each once.
+///
+/// # Errors
+/// As [`Vrrp::start`].
+pub async fn overhear(
+    ifindex: u32,
+    routers: Vec<VirtualRouter>,
+    known: Vec<IpAddr>,
+    time: Duration,
+) -> io::Result<Vec<Reject>> {
+    let families: Vec<Family> = routers.iter().map(VirtualRouter::family).collect();
+    let is_multicast = routers.iter().any(|router| router.peers.is_empty());
+    let sockets = Sockets::open(ifindex, &families, is_multicast)?;
+    let (mut found, until) = (Vec::new(), tokio::time::Instant::now() + time);
+    let mut frame = [0; sockets::MAX_FRAME];
+    while tokio::time::Instant::now() < until {
+        while let Some(length) = sockets.receive(&mut frame) {
+            let Some(datagram) = packet::in_frame(&frame[..length]) else { continue };
+            let family = Family::of(datagram.source);
+            let Some(router) = routers.iter().find(|router| router.family() == family) else { continue };
+            let is_known = known.contains(&datagram.source);
+            if let Err(reject) = packet::read(router, &datagram, is_known)
+                && !found.contains(&reject)
+            {
+                found.push(reject);
+            }
+        }
+        tokio::time::sleep(OVERHEAR_PACE).await;
+    }
+    Ok(found)
+}
+
+/// Between two looks at what came: nobody waits for it but a person.
+const OVERHEAR_PACE: Duration = Duration::from_millis(50);
 
 impl Drop for Vrrp {
     fn drop(&mut self) {

@@ -1,6 +1,11 @@
 //! A real etcd cluster of a lab's members, with TLS and client certificates on the client port.
 
-use std::{net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -148,6 +153,15 @@ impl Cluster {
         Ok(member)
     }
 
+    /// Issues a member's certificate anew, which it uses from the next connection on.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be written.
+    pub fn reissue(&self, name: &str, usage: ServerUse) -> Result<()> {
+        self.authority.server(name, &addresses_of(self.member(name).host()), usage).map(drop)
+    }
+
     /// A client certificate of its authority for this user, as etcd's auth takes it from the common name.
     ///
     /// # Errors
@@ -238,6 +252,11 @@ fn peer(host: &Host) -> String {
     format!("{}=http://{}:{PEER_PORT}", host.name(), host.address())
 }
 
+/// What a member is reached by.
+fn addresses_of(host: &Host) -> [IpAddr; 4] {
+    [host.address().into(), host.address_v6().into(), VIP.into(), VIP6.into()]
+}
+
 /// What a member says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
@@ -271,7 +290,7 @@ impl Member {
         setup: &Setup,
         initial_cluster: String,
     ) -> Result<Self> {
-        let addresses = [host.address().into(), host.address_v6().into(), VIP.into(), VIP6.into()];
+        let addresses = addresses_of(host);
         Ok(Self {
             host: host.clone(),
             identity: authority.server(host.name(), &addresses, setup.usage)?,

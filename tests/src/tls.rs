@@ -10,12 +10,14 @@ use std::{
 use anyhow::{Context as _, Result};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
+
+use crate::{VIP, VIP6};
 
 /// Certificate and key of one party, as PEM files.
 #[derive(Debug, Clone)]
@@ -44,6 +46,10 @@ pub enum ServerUse {
     ServerOnly,
     /// `clientAuth` too.
     WithGateway,
+    /// As that, but not for the VIPs.
+    WithoutVips,
+    /// As that, but no more.
+    Expired,
 }
 
 /// Makes the CA and what it signs.
@@ -79,14 +85,20 @@ impl Authority {
     /// If a file cannot be written.
     pub fn server(&self, name: &str, addresses: &[IpAddr], usage: ServerUse) -> Result<Identity> {
         let mut names = vec![name.to_owned(), "localhost".into(), "127.0.0.1".into()];
-        names.extend(addresses.iter().map(IpAddr::to_string));
+        let is_named = |address: &&IpAddr| {
+            usage != ServerUse::WithoutVips || ![VIP.into(), VIP6.into()].contains(*address)
+        };
+        names.extend(addresses.iter().filter(is_named).map(IpAddr::to_string));
         let mut params = named(name, names)?;
         params.extended_key_usages = match usage {
             ServerUse::ServerOnly => vec![ExtendedKeyUsagePurpose::ServerAuth],
-            ServerUse::WithGateway => {
+            ServerUse::WithGateway | ServerUse::WithoutVips | ServerUse::Expired => {
                 vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
             }
         };
+        if usage == ServerUse::Expired {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        }
         self.issue(name, &params)
     }
 

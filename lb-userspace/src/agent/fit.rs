@@ -13,7 +13,7 @@ use super::error::Error;
 use crate::netlink::{Mirror, vip};
 
 /// The first thing that does not fit, in words.
-pub(super) fn misfit(config: &Config, mirror: &Mirror) -> Option<String> {
+pub(crate) fn misfit(config: &Config, mirror: &Mirror) -> Option<String> {
     missing_interface(config, mirror).or_else(|| local_address(config, mirror))
 }
 

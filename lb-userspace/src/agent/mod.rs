@@ -16,7 +16,7 @@ mod discover;
 pub mod error;
 mod explain;
 pub mod files;
-mod fit;
+pub(crate) mod fit;
 mod flow_log;
 pub mod lock;
 pub mod log;
@@ -31,6 +31,7 @@ mod start;
 mod state;
 mod sync;
 mod told;
+mod traffic;
 mod world;
 
 use std::{path::PathBuf, time::Instant};

@@ -27,6 +27,7 @@ use super::{
     report::Reloaded,
     sync::FlowSync,
     told::Told,
+    traffic::Samples,
     world,
 };
 use crate::{
@@ -85,6 +86,8 @@ pub(super) struct Agent {
     pub(super) census: Census,
     /// When it was taken; `None`: what it says is no longer so.
     pub(super) census_at: Option<Instant>,
+    /// What goes through the backends.
+    pub(super) traffic: Samples,
     /// What the data plane told.
     pub(super) told: Told,
     /// Its part in a pair; `None` if it has no peer.
@@ -148,6 +151,7 @@ impl Agent {
             announcements: 0,
             census: Census::default(),
             census_at: None,
+            traffic: Samples::default(),
             told: Told::default(),
             pair: None,
             sync: None,
@@ -235,6 +239,7 @@ impl Agent {
             Ok(report) => self.forget_tables(&report.given_up),
             Err(error) => error!(%error, "sweeping the flow table failed"),
         }
+        self.sample_traffic();
         if self.unreconciled && self.serving {
             self.reconcile();
         } else if self.serving {

@@ -8,6 +8,7 @@ pub mod command;
 pub mod events;
 pub mod explain;
 pub mod metrics;
+mod page;
 mod server;
 pub mod status;
 pub mod timestamp;

@@ -5,17 +5,20 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::{
     Json, Router,
     extract::{Query, State, rejection::JsonRejection, rejection::QueryRejection},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderName, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+    },
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -26,6 +29,7 @@ use super::{
     },
     events::EventQuery,
     explain::ExplainQuery,
+    page,
 };
 
 /// An agent that does not answer for this long is not well: what probes of a kubelet or Prometheus wait at most.
@@ -52,6 +56,7 @@ pub fn socket_router(commands: Commands) -> Router {
 /// What anybody may read over HTTP.
 pub fn http_router(commands: Commands) -> Router {
     Router::new()
+        .route("/", get(status_page))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -230,6 +235,30 @@ async fn events(
     let Query(query) = query.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
     let answer = commands.ask(|reply| Command::Events(query, reply)).await;
     answer.map(Json).map_err(Refusal::from)
+}
+
+/// Which part of the page is asked for.
+#[derive(Deserialize)]
+struct PageQuery {
+    part: Option<String>,
+}
+
+async fn status_page(
+    State(commands): State<Commands>,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Refusal> {
+    let status = commands.ask(Command::Status).await.map_err(Refusal::from)?;
+    let events = commands.ask(|reply| Command::Events(EventQuery::default(), reply)).await;
+    let (events, now) = (events.map_err(Refusal::from)?, SystemTime::now());
+    const HTML: (HeaderName, &str) = (CONTENT_TYPE, "text/html; charset=utf-8");
+    const FRESH: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
+    const AS_IT_IS: (HeaderName, &str) = (X_CONTENT_TYPE_OPTIONS, "nosniff");
+    if query.part.as_deref() == Some("main") {
+        return Ok(([HTML, FRESH, AS_IT_IS], page::main(&status, &events, now)).into_response());
+    }
+    let page = page::whole(&status, &events, now);
+    let policy = [(CONTENT_SECURITY_POLICY, page.policy)];
+    Ok(([HTML, FRESH, AS_IT_IS], policy, page.html).into_response())
 }
 
 async fn metrics(State(commands): State<Commands>) -> Result<impl IntoResponse, Refusal> {

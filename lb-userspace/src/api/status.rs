@@ -144,10 +144,41 @@ pub struct BackendStatus {
     /// How long that step took, milliseconds.
     #[serde(default)]
     pub failed_step_ms: Option<u64>,
+    /// What goes through it.
+    #[serde(default)]
+    pub traffic: Traffic,
     /// Milliseconds since the last check ended; null before the first.
     pub last_check_ms: Option<u64>,
     /// Since when the state stands, RFC 3339, UTC.
     pub since: String,
+}
+
+/// What goes through a backend: totals, and rates over the last second or so. *In* is toward the backend, octets are those of IP
+/// packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Connections begun.
+    pub connections: u64,
+    /// Packets toward the backend.
+    pub packets_in: u64,
+    /// Packets toward clients.
+    pub packets_out: u64,
+    /// Octets toward the backend.
+    pub bytes_in: u64,
+    /// Octets toward clients.
+    pub bytes_out: u64,
+    /// Connections begun, a second.
+    pub connections_per_second: f64,
+    /// Packets toward the backend, a second.
+    pub packets_in_per_second: f64,
+    /// Packets toward clients, a second.
+    pub packets_out_per_second: f64,
+    /// Octets toward the backend, a second.
+    pub bytes_in_per_second: f64,
+    /// Octets toward clients, a second.
+    pub bytes_out_per_second: f64,
+    /// From SYN to SYN-ACK, microseconds: the mean of the last second in which connections began; null before the first.
+    pub handshake_us: Option<u64>,
 }
 
 /// Words for [`BackendStatus::state`], as the metric `backend_state` lists them.

@@ -7,8 +7,9 @@ use etcd_lb::api::{
     client,
     command::{DrainAnswer, DrainRequest},
 };
+use etcd_lb::units;
 
-use super::{Failure, block_on, print_json, units};
+use super::{Failure, block_on, print_json};
 
 /// Send no new connections to a backend; those it has go on
 #[derive(Debug, Args)]

@@ -10,11 +10,11 @@ use etcd_lb::api::{
     client,
     explain::{ExplainAnswer, ExplainQuery, ServiceExplanation},
 };
+use etcd_lb::units;
 
 use super::{
     Failure, block_on, colours, print_json,
     table::{Align, Colour, Table, wrapped},
-    units,
 };
 
 /// Show which backend a client's connection goes to, or would go to now, and why

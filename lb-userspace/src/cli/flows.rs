@@ -7,11 +7,11 @@ use etcd_lb::api::{
     client,
     command::{FlowList, FlowQuery},
 };
+use etcd_lb::units;
 
 use super::{
     Failure, block_on, colours, print_json,
     table::{Align, Colour, Table},
-    units,
 };
 
 /// List flows: which client, by which NAT port, on which backend

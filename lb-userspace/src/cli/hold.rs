@@ -4,8 +4,9 @@ use std::path::Path;
 
 use clap::Args;
 use etcd_lb::api::{client, command::HoldRequest};
+use etcd_lb::units;
 
-use super::{Failure, block_on, units};
+use super::{Failure, block_on};
 
 /// Keep the VIPs on this node while its agent is restarted; run it just before the restart
 #[derive(Debug, Args)]

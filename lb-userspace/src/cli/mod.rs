@@ -3,6 +3,7 @@
 mod check_config;
 mod completions;
 mod detach;
+mod doctor;
 mod drain;
 mod events;
 mod explain;
@@ -15,7 +16,6 @@ mod reset;
 mod run;
 mod status;
 mod table;
-mod units;
 
 use std::{fmt, future::Future, io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
@@ -55,6 +55,7 @@ enum Command {
     Events(events::Events),
     Failover(failover::Failover),
     Hold(hold::Hold),
+    Doctor(doctor::Doctor),
     Detach(detach::Detach),
     Completions(completions::Completions),
 }
@@ -80,6 +81,7 @@ impl Cli {
             Command::Events(events) => events.run(&socket()),
             Command::Failover(failover) => failover.run(&socket()),
             Command::Hold(hold) => hold.run(&socket()),
+            Command::Doctor(doctor) => doctor.run(self.socket.as_deref()),
             Command::Detach(detach) => detach.run(),
             Command::Completions(completions) => {
                 completions.run();

@@ -7,11 +7,11 @@ use etcd_lb::api::{
     client,
     command::{RebalanceAnswer, RebalanceRequest},
 };
+use etcd_lb::units;
 
 use super::{
     Failure, block_on, colours, print_json,
     table::{Align, Colour, Table},
-    units,
 };
 
 /// Reset just enough connections of backends that have too many, so that they come again elsewhere

@@ -7,8 +7,9 @@ use etcd_lb::api::{
     client,
     command::{ResetAnswer, ResetRequest},
 };
+use etcd_lb::units;
 
-use super::{Failure, block_on, print_json, units};
+use super::{Failure, block_on, print_json};
 
 /// Reset connections, at both ends: a backend's, or a client's
 #[derive(Debug, Args)]

@@ -8,11 +8,11 @@ use etcd_lb::api::{
     status::{self, BackendStatus, PeerStatus, ServiceStatus},
     timestamp,
 };
+use etcd_lb::units;
 
 use super::{
     Failure, block_on, colours, print_json,
     table::{Align, Colour, Table, wrapped},
-    units,
 };
 
 /// Show role, services, and backends with their health and flows
@@ -171,6 +171,7 @@ mod tests {
             check_ms: Some(3),
             failed_step: (state == "down").then(|| "TLS".into()),
             failed_step_ms: (state == "down").then_some(1),
+            traffic: Default::default(),
             last_check_ms: Some(210),
             since: "2026-01-01T00:00:00Z".into(),
         };

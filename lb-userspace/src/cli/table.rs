@@ -95,14 +95,19 @@ impl Table {
 
 /// A text in lines that fit, each ended, those after the first indented.
 pub(super) fn wrapped(text: &str) -> String {
+    indented(text, INDENT, 2 * INDENT)
+}
+
+/// The same with other indents: of the first line, and of those after it.
+pub(super) fn indented(text: &str, first: usize, rest: usize) -> String {
     let mut lines = String::new();
-    let mut line = " ".repeat(INDENT);
+    let mut line = " ".repeat(first);
     for word in text.split_whitespace() {
         let fresh = line.trim().is_empty();
         if !fresh && line.chars().count() + 1 + word.chars().count() > WIDTH {
             lines += &line;
             lines.push('\n');
-            line = " ".repeat(2 * INDENT) + word;
+            line = " ".repeat(rest) + word;
         } else {
             line += if fresh { "" } else { " " };
             line += word;

@@ -52,10 +52,7 @@ pub(super) fn running(ifindex: u32) -> io::Result<Option<Running>> {
 
 /// Name of the driver, or the kind of a device that has none; "unknown" if the kernel does not say.
 pub(super) fn driver(ifindex: u32, name: &str) -> String {
-    let link = fs::read_link(format!("/sys/class/net/{name}/device/driver")).ok();
-    if let Some(driver) = link.as_deref().and_then(std::path::Path::file_name) {
-        return driver.to_string_lossy().into_owned();
-    }
+    // First what the kernel says of this namespace's interface: sysfs may be another namespace's.
     let kind = query(ifindex).ok().and_then(|attributes| {
         attributes.into_iter().find_map(|attribute| match attribute {
             LinkAttribute::LinkInfo(infos) => infos.into_iter().find_map(|info| match info {
@@ -65,7 +62,12 @@ pub(super) fn driver(ifindex: u32, name: &str) -> String {
             _ => None,
         })
     });
-    kind.unwrap_or_else(|| "unknown".into())
+    if let Some(kind) = kind {
+        return kind;
+    }
+    let link = fs::read_link(format!("/sys/class/net/{name}/device/driver")).ok();
+    let driver = link.as_deref().and_then(std::path::Path::file_name);
+    driver.map_or_else(|| "unknown".into(), |driver| driver.to_string_lossy().into_owned())
 }
 
 /// A program's name and number, as `bpftool prog` shows them.

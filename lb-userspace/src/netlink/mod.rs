@@ -9,7 +9,7 @@ pub mod hops;
 mod mirror;
 mod nd;
 pub mod node_link;
-mod offloads;
+pub(crate) mod offloads;
 mod routes;
 pub mod table;
 pub mod vip;

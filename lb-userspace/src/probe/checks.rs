@@ -110,10 +110,7 @@ impl Checks {
         let now = Instant::now();
         let mut kept = BTreeSet::new();
         for service in &config.services {
-            let alpn = match service.health.probe {
-                Probe::Grpc { .. } | Probe::Etcd { .. } => Alpn::Http2,
-                Probe::Http(_) | Probe::Tcp => Alpn::Http1,
-            };
+            let alpn = alpn(&service.health.probe);
             let source = service.health.probe.tls().map(|tls| Arc::new(TlsSource::new(files(tls), alpn)));
             let max_raft_lag = match service.health.probe {
                 Probe::Etcd { max_raft_lag, .. } => max_raft_lag,
@@ -374,7 +371,7 @@ impl Check {
             Outcome::Passed => self.figures.passed += 1,
             Outcome::Refused | Outcome::Failed(_) | Outcome::Shared(_) => self.figures.failed += 1,
         }
-        let Found { member, remarks, not_after } = &report.found;
+        let Found { member, remarks, not_after, .. } = &report.found;
         self.not_after = not_after.or(self.not_after);
         self.last = Some(Last {
             duration: report.duration,
@@ -408,7 +405,15 @@ pub(super) fn names(service: &Service, address: SocketAddr) -> (String, String) 
     (authority, name.unwrap_or_else(|| address.ip().to_string()))
 }
 
-fn spec(service: &Service, backend: &Backend, source: Option<&Arc<TlsSource>>) -> Spec {
+/// What is spoken over a check's TLS.
+pub(super) fn alpn(probe: &Probe) -> Alpn {
+    match probe {
+        Probe::Grpc { .. } | Probe::Etcd { .. } => Alpn::Http2,
+        Probe::Http(_) | Probe::Tcp => Alpn::Http1,
+    }
+}
+
+pub(super) fn spec(service: &Service, backend: &Backend, source: Option<&Arc<TlsSource>>) -> Spec {
     let address = service.health.target(backend);
     let (authority, server_name) = names(service, address);
     let kind = match &service.health.probe {

@@ -43,6 +43,13 @@ pub fn specs(service: &Service, backends: &[&Backend]) -> Vec<Spec> {
     backends.iter().map(of_backend).collect()
 }
 
+/// How a service's backends are checked, in the config's order.
+pub fn check_specs(service: &Service) -> Vec<Spec> {
+    let alpn = checks::alpn(&service.health.probe);
+    let source = service.health.probe.tls().map(|tls| Arc::new(TlsSource::new(checks::files(tls), alpn)));
+    service.backends.iter().map(|backend| checks::spec(service, backend, source.as_ref())).collect()
+}
+
 /// Asks a member, which proves before that it has a quorum.
 ///
 /// # Errors

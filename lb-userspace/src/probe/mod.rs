@@ -28,7 +28,7 @@ use tokio_rustls::client::TlsStream;
 
 pub use checks::{Changed, Check, Checks};
 pub use http::HttpSpec;
-pub use members::{ListedMember, MemberList, member_list, specs};
+pub use members::{ListedMember, MemberList, check_specs, member_list, specs};
 pub use tls::{Alpn, TlsFiles, TlsSource};
 
 /// What to ask a backend.
@@ -130,6 +130,8 @@ pub struct Found {
     pub remarks: Vec<String>,
     /// When the backend's certificate ends, Unix time in seconds.
     pub not_after: Option<i64>,
+    /// What its certificate is valid for: its SAN entries as openssl prints them, `DNS:etcd-1`, `IP:10.0.1.10`.
+    pub certificate_names: Vec<String>,
 }
 
 /// Where a probe is, and what it has found so far: what is left of it if its time is over.
@@ -167,8 +169,10 @@ impl Progress {
         self.lock().found.member = Some(member);
     }
 
-    fn certificate_ends(&self, not_after: Option<i64>) {
-        self.lock().found.not_after = not_after;
+    fn sees_certificate(&self, certificate: tls::Presented) {
+        let found = &mut self.lock().found;
+        found.not_after = Some(certificate.not_after);
+        found.certificate_names = certificate.names;
     }
 
     fn lock(&self) -> MutexGuard<'_, At> {
@@ -269,8 +273,10 @@ async fn encrypt(
     progress: &Progress,
 ) -> Result<TlsStream<TcpStream>, Failure> {
     progress.set(Step::Tls);
-    let (stream, not_after) = tls::connect(stream, source, server_name).await?;
-    progress.certificate_ends(not_after);
+    let (stream, presented) = tls::connect(stream, source, server_name).await?;
+    if let Some(presented) = presented {
+        progress.sees_certificate(presented);
+    }
     Ok(stream)
 }
 

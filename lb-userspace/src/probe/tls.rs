@@ -3,6 +3,7 @@
 use std::{
     error::Error,
     io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
@@ -14,6 +15,7 @@ use rustls::{
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use x509_parser::extensions::GeneralName;
 
 use super::Failure;
 use crate::secret;
@@ -89,12 +91,12 @@ impl TlsSource {
 }
 
 /// Shakes hands over `stream`; the backend's certificate must be valid for `server_name`, a name or an address. Also says
-/// when that certificate ends, Unix time in seconds.
+/// what that certificate says.
 pub(super) async fn connect(
     stream: TcpStream,
     source: &TlsSource,
     server_name: &str,
-) -> Result<(TlsStream<TcpStream>, Option<i64>), Failure> {
+) -> Result<(TlsStream<TcpStream>, Option<Presented>), Failure> {
     let config = source.config().map_err(Failure::new)?;
     let name = ServerName::try_from(server_name.to_owned()).map_err(|_| {
         Failure::new(format!("server_name {server_name:?} is neither a DNS name nor an address"))
@@ -106,14 +108,37 @@ pub(super) async fn connect(
         }))
     })?;
     let presented = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let not_after = presented.and_then(|certificate| not_after(certificate));
-    Ok((stream, not_after))
+    let presented = presented.and_then(|certificate| Presented::read(certificate));
+    Ok((stream, presented))
 }
 
-/// When a certificate ends, Unix time in seconds.
-fn not_after(certificate: &[u8]) -> Option<i64> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    Some(certificate.validity().not_after.timestamp())
+/// What a backend's certificate says.
+pub(super) struct Presented {
+    /// When it ends, Unix time in seconds.
+    pub(super) not_after: i64,
+    /// Its SAN entries, as openssl prints them.
+    pub(super) names: Vec<String>,
+}
+
+impl Presented {
+    fn read(certificate: &[u8]) -> Option<Self> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let names = certificate.subject_alternative_name().ok().flatten();
+        let names = names.iter().flat_map(|extension| &extension.value.general_names);
+        let words = |name: &GeneralName<'_>| match name {
+            GeneralName::DNSName(name) => Some(format!("DNS:{name}")),
+            GeneralName::IPAddress(octets) => {
+                let v4 = <[u8; 4]>::try_from(*octets).map(IpAddr::from);
+                let ip = v4.or_else(|_| <[u8; 16]>::try_from(*octets).map(IpAddr::from));
+                ip.ok().map(|ip| format!("IP:{ip}"))
+            }
+            _ => None,
+        };
+        Some(Self {
+            not_after: certificate.validity().not_after.timestamp(),
+            names: names.filter_map(words).collect(),
+        })
+    }
 }
 
 /// TLS's reason somewhere inside an error, in words.
@@ -148,7 +173,7 @@ fn certificate_words(error: &CertificateError) -> String {
     match error {
         CertificateError::NotValidForNameContext { expected, presented } => {
             let missing = match expected {
-                ServerName::IpAddress(address) => format!("IP:{}", std::net::IpAddr::from(*address)),
+                ServerName::IpAddress(address) => format!("IP:{}", IpAddr::from(*address)),
                 other => format!("DNS:{}", other.to_str()),
             };
             let presented = if presented.is_empty() {
@@ -171,6 +196,11 @@ fn certificate_words(error: &CertificateError) -> String {
         }
         CertificateError::UnknownIssuer => {
             "the backend's certificate is signed by an authority that is not in ca_file".into()
+        }
+        CertificateError::BadSignature => {
+            "the backend's certificate is not signed by the authority in ca_file, but by another of the same name (was it made \
+             anew?)"
+                .into()
         }
         other => format!("the backend's certificate is refused: {other}"),
     }

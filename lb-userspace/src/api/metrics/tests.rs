@@ -23,6 +23,7 @@ fn figures() -> Figures {
         check_ms: None,
         failed_step: None,
         failed_step_ms: None,
+        traffic: Default::default(),
         last_check_ms: Some(12),
         since: "2026-01-01T00:00:00Z".into(),
     };

@@ -10,12 +10,14 @@ mod explain;
 mod failover;
 mod flows;
 mod hold;
+mod man;
 mod rebalance;
 mod reload;
 mod reset;
 mod run;
 mod status;
 mod table;
+mod top;
 
 use std::{fmt, future::Future, io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
@@ -45,6 +47,7 @@ enum Command {
     Run(run::Run),
     CheckConfig(check_config::CheckConfig),
     Status(status::Status),
+    Top(top::Top),
     Flows(flows::Flows),
     Explain(explain::Explain),
     Drain(drain::Drain),
@@ -58,6 +61,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Detach(detach::Detach),
     Completions(completions::Completions),
+    Man(man::Man),
 }
 
 impl Cli {
@@ -71,6 +75,7 @@ impl Cli {
             Command::Run(run) => run.run(self.socket),
             Command::CheckConfig(check) => check.run(),
             Command::Status(status) => status.run(&socket()),
+            Command::Top(top) => top.run(&socket()),
             Command::Flows(flows) => flows.run(&socket()),
             Command::Explain(explain) => explain.run(&socket()),
             Command::Drain(drain) => drain.run(&socket()),
@@ -83,6 +88,7 @@ impl Cli {
             Command::Hold(hold) => hold.run(&socket()),
             Command::Doctor(doctor) => doctor.run(self.socket.as_deref()),
             Command::Detach(detach) => detach.run(),
+            Command::Man(man) => man.run(),
             Command::Completions(completions) => {
                 completions.run();
                 Ok(())

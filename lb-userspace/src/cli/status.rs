@@ -1,6 +1,10 @@
 //! `etcd-lb status`
 
-use std::{path::Path, time::SystemTime};
+use std::{
+    io::IsTerminal as _,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use clap::Args;
 use etcd_lb::api::{
@@ -21,16 +25,34 @@ pub(super) struct Status {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Show it again each second, on a terminal in place; with --json a line each time
+    #[arg(short, long)]
+    watch: bool,
 }
+
+/// Between two looks of `--watch`.
+const PACE: Duration = Duration::from_secs(1);
 
 impl Status {
     pub(super) fn run(&self, socket: &Path) -> Result<(), Failure> {
-        let status: status::Status = block_on(client::get(socket, "/status"))?;
-        if self.json {
-            return print_json(&status);
+        loop {
+            let status: status::Status = block_on(client::get(socket, "/status"))?;
+            match (self.json, self.watch) {
+                (true, false) => return print_json(&status),
+                (true, true) => println!("{}", serde_json::to_string(&status).unwrap_or_default()),
+                (false, watch) => {
+                    if watch && std::io::stdout().is_terminal() {
+                        // Home, and clear to the end: ECMA-48 sections 8.3.21 and 8.3.39.
+                        print!("\x1b[H\x1b[J");
+                    }
+                    print!("{}", render(&status, SystemTime::now(), colours()));
+                }
+            }
+            if !self.watch {
+                return Ok(());
+            }
+            std::thread::sleep(PACE);
         }
-        print!("{}", render(&status, SystemTime::now(), colours()));
-        Ok(())
     }
 }
 
@@ -102,36 +124,54 @@ fn headline(service: &ServiceStatus) -> String {
     )
 }
 
+/// Weights stand there where one is not 1, and etcd's version where one is known.
 fn table(service: &ServiceStatus, now: SystemTime) -> Table {
-    let mut table = Table::new(&[
-        ("BACKEND", Align::Left),
-        ("ADDRESS", Align::Left),
-        ("STATE", Align::Left),
-        ("WEIGHT", Align::Right),
-        ("FLOWS", Align::Right),
-        ("SLOTS", Align::Right),
-        ("CHECKED", Align::Right),
-        ("SINCE", Align::Right),
-        ("REASON", Align::Left),
-    ]);
+    let has_weights = service.backends.iter().any(|backend| backend.weight != 1);
+    let has_versions = service.backends.iter().any(|backend| backend.version.is_some());
+    let columns = [
+        ("BACKEND", Align::Left, true),
+        ("ADDRESS", Align::Left, true),
+        ("STATE", Align::Left, true),
+        ("ETCD", Align::Left, has_versions),
+        ("WEIGHT", Align::Right, has_weights),
+        ("FLOWS", Align::Right, true),
+        ("SLOTS", Align::Right, true),
+        ("CHECKED", Align::Right, true),
+        ("SINCE", Align::Right, true),
+        ("REASON", Align::Left, true),
+    ];
+    let shown = |place: &usize| columns[*place].2;
+    let heads: Vec<_> =
+        (0..columns.len()).filter(shown).map(|place| (columns[place].0, columns[place].1)).collect();
+    let mut table = Table::new(&heads);
     let slots: u64 = service.backends.iter().map(|backend| backend.slots).sum();
     for backend in &service.backends {
-        table.row(
-            state_colour(backend),
-            [
-                backend.name.clone(),
-                backend.address.clone(),
-                backend.state.clone(),
-                backend.weight.to_string(),
-                units::count(backend.flows),
-                units::percent(backend.slots, slots),
-                backend.last_check_ms.map_or_else(|| "-".into(), units::milliseconds),
-                timestamp::parse(&backend.since).map_or_else(|| "-".into(), |since| units::since(since, now)),
-                backend.reason.clone(),
-            ],
-        );
+        let cells = [
+            backend.name.clone(),
+            backend.address.clone(),
+            backend.state.clone(),
+            version(backend),
+            backend.weight.to_string(),
+            units::count(backend.flows),
+            units::percent(backend.slots, slots),
+            backend.last_check_ms.map_or_else(|| "-".into(), units::milliseconds),
+            timestamp::parse(&backend.since).map_or_else(|| "-".into(), |since| units::since(since, now)),
+            backend.reason.clone(),
+        ];
+        let cells = cells.into_iter().enumerate().filter(|(place, _)| shown(place)).map(|(_, cell)| cell);
+        table.row(state_colour(backend), cells);
     }
     table
+}
+
+/// `3.5.16 leader`
+fn version(backend: &BackendStatus) -> String {
+    let leads = backend.leader == Some(true);
+    match &backend.version {
+        Some(version) if leads => format!("{version} leader"),
+        Some(version) => version.clone(),
+        None => "-".into(),
+    }
 }
 
 fn state_colour(backend: &BackendStatus) -> Colour {
@@ -160,8 +200,8 @@ mod tests {
             weight: 1,
             flows: 4,
             slots: 21_845,
-            leader: None,
-            version: None,
+            leader: (state == "healthy").then_some(true),
+            version: (state == "healthy").then(|| "3.5.16".into()),
             cluster_id: None,
             learner: None,
             discovered: false,
@@ -205,9 +245,9 @@ mod tests {
 standalone, version 0.1.0, on eth0 (native); 12,345 of 131,072 flows
 
 etcd  10.0.1.100:2379  nat, maglev; 12,345 flows, 0 half-open
-  BACKEND  ADDRESS         STATE    WEIGHT  FLOWS  SLOTS  CHECKED  SINCE  REASON
-  etcd-1   10.0.1.10:2379  healthy       1      4   50 %   210 ms  3 min  probe passed
-  etcd-2   10.0.1.11:2379  down          1      4   50 %   210 ms  3 min  TLS: a very long reason T…
+  BACKEND  ADDRESS         STATE    ETCD           FLOWS  SLOTS  CHECKED  SINCE  REASON
+  etcd-1   10.0.1.10:2379  healthy  3.5.16 leader      4   50 %   210 ms  3 min  probe passed
+  etcd-2   10.0.1.11:2379  down     -                  4   50 %   210 ms  3 min  TLS: a very long re…
   etcd-2: TLS: a very long reason TLS: a very long reason TLS: a very long reason TLS: a very long
     reason TLS: a very long reason
 ";

@@ -34,9 +34,10 @@ impl Table {
     }
 
     /// Adds a row: a cell for each column.
-    pub(super) fn row<const N: usize>(&mut self, colour: Colour, cells: [String; N]) {
-        debug_assert_eq!(N, self.columns.len());
-        self.rows.push((colour, cells.into()));
+    pub(super) fn row(&mut self, colour: Colour, cells: impl IntoIterator<Item = String>) {
+        let cells: Vec<_> = cells.into_iter().collect();
+        debug_assert_eq!(cells.len(), self.columns.len());
+        self.rows.push((colour, cells));
     }
 
     /// The lines, each ended.

@@ -14,7 +14,7 @@ llvm_packages=("llvm-$llvm-dev" "libpolly-$llvm-dev" zlib1g-dev libzstd-dev g++)
 linker_version='^0.13'
 
 # What `cargo xtask test --long` and `--kernels` need besides.
-long_packages=(cpio dpkg hping3 qemu-system-x86)
+long_packages=(chromium cpio dpkg fonts-dejavu-core hping3 prometheus qemu-system-x86 systemd)
 
 main() {
     command -v cargo >/dev/null || die "no cargo; install Rust 1.95 or newer first (see https://rustup.rs)"

@@ -247,7 +247,7 @@ standalone, version 0.1.0, on eth0 (native); 12,345 of 131,072 flows
 etcd  10.0.1.100:2379  nat, maglev; 12,345 flows, 0 half-open
   BACKEND  ADDRESS         STATE    ETCD           FLOWS  SLOTS  CHECKED  SINCE  REASON
   etcd-1   10.0.1.10:2379  healthy  3.5.16 leader      4   50 %   210 ms  3 min  probe passed
-  etcd-2   10.0.1.11:2379  down     -                  4   50 %   210 ms  3 min  TLS: a very long re…
+  etcd-2   10.0.1.11:2379  down     -                  4   50 %   210 ms  3 min  TLS: a very long r…
   etcd-2: TLS: a very long reason TLS: a very long reason TLS: a very long reason TLS: a very long
     reason TLS: a very long reason
 ";

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::*;
 use crate::api::status::{BackendStatus, FlowTableStatus, InterfaceStatus, ServiceStatus};
@@ -169,5 +169,39 @@ fn each_series_stands_once_after_its_type() {
             assert!(series.starts_with(family), "{series} stands under {family}");
             assert!(seen.insert(series), "{series} stands twice");
         }
+    }
+}
+
+/// What is deployed asks for metrics that there are, and each alert has its runbook.
+#[test]
+fn alerts_and_the_dashboard_name_metrics_that_there_are() {
+    const ALERTS: &str = include_str!("../../../../deploy/prometheus/alerts.yml");
+    const CASES: &str = include_str!("../../../../deploy/prometheus/alerts_test.yml");
+    const DASHBOARD: &str = include_str!("../../../../deploy/grafana/dashboard.json");
+    const RUNBOOKS: &str = include_str!("../../../../docs/alerts.md");
+    let page = render(&figures());
+    let families: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    for (file, text) in [("alerts", ALERTS), ("cases", CASES), ("dashboard", DASHBOARD)] {
+        let mut named = 0;
+        for (at, _) in text.match_indices("etcd_lb_") {
+            let name: String = text[at..]
+                .chars()
+                .take_while(|letter| letter.is_ascii_lowercase() || *letter == '_')
+                .collect();
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            let is_there =
+                families.contains(name.as_str()) || family.is_some_and(|name| families.contains(name));
+            assert!(is_there, "{file}: there is no metric {name}");
+            named += 1;
+        }
+        assert!(named > 15, "{file}");
+    }
+    let alerts: Vec<&str> = ALERTS.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let runbooks: Vec<&str> = RUNBOOKS.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    assert_eq!(alerts, runbooks);
+    for alert in alerts {
+        assert!(ALERTS.contains(&format!("docs/alerts.md#{}", alert.to_lowercase())), "{alert}");
+        assert!(CASES.contains(&format!("alertname: {alert}\n")), "{alert} has no case");
     }
 }

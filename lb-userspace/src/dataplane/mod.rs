@@ -4,7 +4,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `load.rs`, `layout.rs`, `pins.rs`, `privilege.rs` | start: what is pinned, whether it fits, loading on it |
-//! | `links.rs`, `device.rs` | attaching to interfaces |
+//! | `links.rs`, `device.rs`, `foreign.rs` | attaching to interfaces; what else is there |
 //! | `apply.rs`, `maps.rs` | the policy maps, written by the plan of [`lb_core::reconcile`] and by nothing else |
 //! | `port_table.rs`, `shared.rs` | port tables and other maps in memory |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
@@ -34,6 +34,7 @@ mod error;
 mod explain;
 mod farewell;
 mod flows;
+mod foreign;
 mod forward;
 mod layout;
 mod lease;
@@ -77,6 +78,7 @@ pub use self::{
     explain::{Explanation, LiveBackend},
     farewell::EndedFlow,
     flows::{FlowFilter, FlowState, FlowView},
+    foreign::{driver, foreign_program},
     lease::LeaseMap,
     resets::Reason,
     rings::Ring,
@@ -153,30 +155,6 @@ pub fn is_pinned(pin_dir: &Path) -> bool {
     PinDir::open(pin_dir)
         .and_then(|pins| pins.contents())
         .is_ok_and(|contents| contents == Contents::DataPlane)
-}
-
-/// The XDP program on an interface that is not that of the data plane in a pin directory, by name, and the command that
-/// removes it.
-///
-/// # Errors
-///
-/// The kernel's; `ENODEV` if there is no such interface.
-pub fn foreign_program(
-    pin_dir: &Path,
-    ifindex: u32,
-    name: &str,
-) -> std::io::Result<Option<(String, String)>> {
-    let Some(running) = device::running(ifindex)? else { return Ok(None) };
-    let ours = PinDir::open(pin_dir).and_then(|pins| pins.attached());
-    if ours.is_ok_and(|links| links.iter().any(|link| link.ifindex == ifindex)) {
-        return Ok(None);
-    }
-    Ok(Some((device::program_name(running.program_id), device::removal(name, running))))
-}
-
-/// Name of an interface's driver, or the kind of a device that has none.
-pub fn driver(ifindex: u32, name: &str) -> String {
-    device::driver(ifindex, name)
 }
 
 /// Now, ns of `CLOCK_MONOTONIC`, the clock of the data plane.

@@ -11,6 +11,7 @@ pub mod desired;
 pub mod discovery;
 pub mod etcd;
 pub mod health;
+pub mod import;
 pub mod maglev;
 pub mod rebalance;
 pub mod reconcile;

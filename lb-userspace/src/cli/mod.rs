@@ -10,6 +10,7 @@ mod explain;
 mod failover;
 mod flows;
 mod hold;
+mod import;
 mod man;
 mod rebalance;
 mod reload;
@@ -59,6 +60,7 @@ enum Command {
     Failover(failover::Failover),
     Hold(hold::Hold),
     Doctor(doctor::Doctor),
+    Import(import::Import),
     Detach(detach::Detach),
     Completions(completions::Completions),
     Man(man::Man),
@@ -86,6 +88,7 @@ impl Cli {
             Command::Events(events) => events.run(&socket()),
             Command::Failover(failover) => failover.run(&socket()),
             Command::Hold(hold) => hold.run(&socket()),
+            Command::Import(import) => import.run(),
             Command::Doctor(doctor) => doctor.run(self.socket.as_deref()),
             Command::Detach(detach) => detach.run(),
             Command::Man(man) => man.run(),
@@ -166,6 +169,18 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_documented() {
+        const README: &str = include_str!("../../../README.md");
+        let command = Cli::command();
+        for command in command.get_subcommands() {
+            let name = command.get_name();
+            let words = [format!("etcd-lb {name}"), format!("`{name} "), format!("`{name}`")];
+            assert!(words.iter().any(|words| README.contains(words)), "{name} is not in README.md");
+            assert!(command.get_about().is_some(), "{name} says nothing of itself");
+        }
     }
 
     #[test]

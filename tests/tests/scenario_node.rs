@@ -32,6 +32,10 @@ struct Node {
 
 impl Node {
     fn start(name: &str, vip: IpAddr, service: &str) -> Self {
+        Self::start_with(name, vip, "", service)
+    }
+
+    fn start_with(name: &str, vip: IpAddr, top: &str, service: &str) -> Self {
         let topology =
             Topology::standard().without("lb2").without("etcd-2").without("etcd-3").without("client-2");
         let lab = Lab::start(name, &topology).unwrap();
@@ -41,6 +45,7 @@ impl Node {
         let before = Networking::of(host);
         let addresses = [&here, &there].map(|server| address(server, vip));
         let config = Config::echo(host)
+            .top(top)
             .vip(vip)
             .service(service)
             .backend("own", addresses[0])
@@ -194,4 +199,21 @@ fn what_is_said_of_the_node() {
     stream.read_exact(&mut [0; 5]).unwrap();
     // Another interface of that name is not touched, and named.
     node.balancer.cli(&["status"]).unwrap();
+}
+
+/// Where the driver has no native XDP, the far end is generic too, and the same is served.
+#[test]
+fn in_generic_mode_too() {
+    let node = Node::start_with("nodegen", VIP.into(), "xdp_mode = \"generic\"", "");
+    assert_eq!(node.balancer.status().unwrap()["node"]["xdp_mode"], "generic");
+    let busy =
+        node.clients().map(|host| BusyClients::start(host, node.vip, 25, Duration::from_millis(5)).unwrap());
+    busy.iter().for_each(|busy| busy.wait_progress(20, LIMIT).unwrap());
+    assert_eq!(node.paths().len(), 4, "{:?}", node.flows());
+    for host in node.clients() {
+        let (took, again) = transfer(host, node.vip, LARGE / 8).unwrap();
+        println!("{}: {} MiB to and fro in {took:?}, {again} segments sent again", host.name(), LARGE >> 23);
+    }
+    let broken: Vec<_> = busy.iter().flat_map(BusyClients::outcomes).filter_map(|o| o.broken).collect();
+    assert!(broken.is_empty(), "{broken:?}");
 }

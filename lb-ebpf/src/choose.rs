@@ -6,7 +6,7 @@ use lb_common::{
     hash,
     maps::{
         ALLOW_SERVICE_BITS, AllowData, FlowKey, INTERFACE_NODE, NO_BACKEND, SERVICE_AFFINITY, SERVICE_ALLOW,
-        SERVICE_DROP, Service, program,
+        SERVICE_DROP, Service, interface_slot, program,
     },
 };
 
@@ -14,8 +14,7 @@ use crate::{
     Outcome, clients, clock, count,
     frame::{forget, here, ingress},
     handover,
-    maps::{ALLOW, LAYOUT, LEASE, SERVICES},
-    nat::interface,
+    maps::{ALLOW, INTERFACES, LAYOUT, LEASE, SERVICES},
     reset, signal, tail_call, walk,
 };
 
@@ -51,9 +50,10 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
 /// The backend that clients on this node are sent to while it takes any; `NO_BACKEND`: none.
 #[inline(always)]
 fn near(ctx: &XdpContext, service: &Service) -> Result<u16, Counter> {
-    let is_ours = interface(ingress(ctx)).is_some_and(|here| here.flags & INTERFACE_NODE != 0);
+    // The first program looked whether the slot is this interface's. Without a branch: all ones for the far end.
+    let here = INTERFACES.get(interface_slot(ingress(ctx))).ok_or(Counter::NoNextHop)?;
+    let number = service.near & (here.flags & INTERFACE_NODE).wrapping_neg();
     // 0 is one before the first.
-    let number = if is_ours { service.near } else { 0 };
     Ok(forget(number.wrapping_sub(1))? as u16)
 }
 

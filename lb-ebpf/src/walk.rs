@@ -21,6 +21,7 @@ use lb_common::{
 
 use crate::{
     atomic, count,
+    frame::forget,
     maps::{CHOICE, LOADS, maglev},
     suspect,
 };
@@ -81,7 +82,9 @@ pub fn choose(service: &Service, key: &FlowKey, hash: u64, near: u16, now: u64) 
     choice.full = 0;
     choice.near = near;
     let walk = if matches!(Algorithm::of(service.flags), Algorithm::LeastConn) { 0 } else { TRIES + 1 };
-    each(walk + (near != NO_BACKEND) as u32, ask);
+    // One more with a near one; without a branch, since the verifier would walk what follows for each side.
+    let more = ((near ^ NO_BACKEND) as u32 + NO_BACKEND as u32) >> 16;
+    each(forget(walk + more).unwrap_or(0), ask);
     if under_way().is_some_and(|choice| choice.number == NO_BACKEND) {
         // From another one each time, so that equals take turns.
         let live = maglev(key.service).map_or(0, |table| table.live_count);

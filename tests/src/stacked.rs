@@ -136,7 +136,8 @@ impl Stacked {
         format!(
             "{}\n[vrrp]\nrouter_id = 51\npriority = {}\nadvert_interval = {INTERVAL:?}\n[sync]\nlisten = \"{}:3780\"\npeer = \
              [{}]\nkey_file = {key:?}\n",
-            config.text(),
+            // Three of everything on one machine: a member that is slow is not to be taken for dead.
+            config.text().replace("\ntimeout = \"500ms\"", "\ntimeout = \"1s\""),
             200 - 50 * number,
             host.address(),
             others.join(", "),
@@ -169,7 +170,7 @@ impl Stacked {
             pem.display()
         )
         .replace(" timeout 500ms fall", " fall")
-        .replace("  option redispatch\n", "  option redispatch\n  timeout check 500ms\n");
+        .replace("  option redispatch\n", "  option redispatch\n  timeout check 1s\n");
         fs::write(&config, text).unwrap();
         let mut command = host.command("haproxy");
         command.args(["-db", "-f"]).arg(&config);

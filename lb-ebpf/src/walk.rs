@@ -52,7 +52,7 @@ pub struct Choice {
     /// The backend that is asked before all, whatever its load; `NO_BACKEND`: none.
     near: u16,
     /// 0.
-    reserved: [u16; 1],
+    reserved: u16,
 }
 
 /// This CPU's choice.

@@ -150,9 +150,11 @@ impl Stacked {
         let host = self.host(number);
         let pki = &self.cluster.pki;
         let run = self.lab.dir().join("run");
-        let pem = run.join("client.pem");
+        let pem = run.join(format!("{}-client.pem", host.name()));
         let both = [&pki.client.cert, &pki.client.key].map(|file| fs::read_to_string(file).unwrap()).concat();
-        secret_file(&pem, both.as_bytes()).unwrap_or_default();
+        if !pem.exists() {
+            secret_file(&pem, both.as_bytes()).unwrap();
+        }
         let servers: String = self
             .cluster
             .members()
@@ -161,16 +163,14 @@ impl Stacked {
             .collect();
         let config = run.join(format!("{}-haproxy.cfg", host.name()));
         let text = format!(
-            "global\n  maxconn 2000\ndefaults\n  mode tcp\n  timeout connect 1s\n  timeout client 2h\n  timeout server 2h\n  \
+            "global\n  maxconn 2000\ndefaults\n  mode tcp\n  timeout connect 1s\n  timeout client 2h\n  timeout server 2h\n  timeout check 1s\n  \
              option clitcpka\n  option srvtcpka\n  option redispatch\nfrontend etcd\n  bind {VIP}:{CLIENT_PORT} transparent\n  \
              default_backend members\nbackend members\n  balance leastconn\n  option httpchk GET /health?exclude=NOSPACE\n  \
              http-check expect status 200\n  default-server check check-ssl verify required ca-file {} crt {} inter 500ms \
-             fastinter 100ms timeout 500ms fall 2 rise 2 on-marked-down shutdown-sessions\n{servers}",
+             fastinter 100ms fall 2 rise 2 on-marked-down shutdown-sessions\n{servers}",
             pki.ca.display(),
             pem.display()
-        )
-        .replace(" timeout 500ms fall", " fall")
-        .replace("  option redispatch\n", "  option redispatch\n  timeout check 1s\n");
+        );
         fs::write(&config, text).unwrap();
         let mut command = host.command("haproxy");
         command.args(["-db", "-f"]).arg(&config);

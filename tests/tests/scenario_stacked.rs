@@ -4,10 +4,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use etcd_lb_tests::{
-    pair::LIMIT,
-    stacked::{By, Noticed, Stacked},
-};
+use etcd_lb_tests::stacked::{By, Noticed, Stacked};
 use nix::sys::signal::Signal;
 
 const ALL: [usize; 3] = [0, 1, 2];
@@ -142,5 +139,4 @@ fn an_agent_that_hangs_and_one_that_hands_over() {
         plane.balancer(0).cli(&["failover"]).unwrap();
     });
     assert_eq!(broken, 0);
-    let _ = LIMIT;
 }

@@ -141,10 +141,14 @@ impl Agent {
     /// Brings the pair and its routes into line with config and role, if anything has changed.
     pub(super) async fn follow_node(&mut self) {
         let is_late = self.node.leaving_since.is_some_and(|since| since.elapsed() >= PATIENCE);
-        if !std::mem::take(&mut self.node.look_again) && !is_late && self.node.led.is_some() {
+        if !std::mem::take(&mut self.node.look_again) && !is_late {
             return;
         }
         let trouble = self.try_follow_node().await.err();
+        if trouble.is_some() {
+            // What was done before it went wrong the kernel knows; it is tried again with the next refresh.
+            self.node.led = None;
+        }
         self.tell_node_trouble(trouble);
     }
 
@@ -248,14 +252,14 @@ impl Agent {
         }
         self.node.leaving_since.get_or_insert_with(tokio::time::Instant::now);
         let ways = self.node.led.as_ref().map(|(_, led)| led.clone()).unwrap_or_default();
-        let neighbours = self.neighbours_of(&ways);
-        if neighbours.is_empty() {
+        if ways.is_empty() {
             return;
         }
+        self.reset_clients_of_this_node_alone();
+        let neighbours = self.neighbours_of(&ways);
         // Whoever has them now answers, or says so by itself to whom it finds asking.
         let handle = self.network.handle().clone();
         tokio::spawn(async move { crate::netlink::hops::ask(&handle, neighbours.into_iter()).await });
-        self.reset_clients_of_this_node_alone();
     }
 
     /// Ends the flows of clients on this node whose address no other node can reach.

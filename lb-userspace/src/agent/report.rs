@@ -279,7 +279,9 @@ impl Agent {
             check_ms: last.map(|last| millis(last.duration)),
             failed_step: failed_step.map(|(step, _)| step.to_string()),
             failed_step_ms: failed_step.map(|(_, took)| millis(took)),
-            traffic: self.traffic.of(number),
+            traffic: number
+                .and_then(|number| Some(self.traffic.of(number, &self.plane.backend_counters(number).ok()?)))
+                .unwrap_or_default(),
             last_check_ms: last_check.map(|at| millis(at.elapsed())),
             since: timestamp::rfc3339(since.unwrap_or(UNIX_EPOCH)),
         }

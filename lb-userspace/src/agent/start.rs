@@ -62,6 +62,7 @@ pub(super) async fn start(
     agent.told = told;
     agent.sync = sync;
     agent.prepare_pair()?;
+    agent.node.look_again = true;
     agent.follow_node().await;
     agent.look_up_hops().await;
     agent.follow_groups().await;
@@ -93,6 +94,7 @@ impl Agent {
         self.attachments.leave_others(self.network.mirror(), &mut self.plane);
         self.plane.keep();
         self.serving = true;
+        self.node.look_again = true;
         // Only now: what it claims it can serve.
         self.follow_pair();
         self.try_reconcile()?;

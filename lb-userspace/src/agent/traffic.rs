@@ -22,9 +22,17 @@ struct Sample {
 }
 
 impl Samples {
-    /// What goes through a backend's number.
-    pub(super) fn of(&self, number: Option<u16>) -> Traffic {
-        number.and_then(|number| self.of.get(&number)).map(|sample| sample.traffic).unwrap_or_default()
+    /// The rates of a backend's number, beside its totals of now.
+    pub(super) fn of(&self, number: u16, now: &BackendCounters) -> Traffic {
+        let rates = self.of.get(&number).map(|sample| sample.traffic).unwrap_or_default();
+        Traffic {
+            connections: now.connections,
+            packets_in: now.packets_in,
+            packets_out: now.packets_out,
+            bytes_in: now.bytes_in,
+            bytes_out: now.bytes_out,
+            ..rates
+        }
     }
 }
 

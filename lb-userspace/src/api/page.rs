@@ -134,8 +134,7 @@ fn peer_words(peer: &PeerStatus) -> (&'static str, String) {
 }
 
 fn card(html: &mut String, service: &ServiceStatus, now: SystemTime) {
-    let ServiceStatus { name, vip, port, mode, algorithm, flows, half_open, .. } = service;
-    let vip = if vip.contains(':') { format!("[{vip}]") } else { vip.clone() };
+    let ServiceStatus { name, mode, algorithm, flows, half_open, .. } = service;
     let alarm = if service.fail_open {
         " alarm\">\n<p>No backend is healthy: failing open. New connections go to backends that accept connections.</p>"
     } else {
@@ -144,13 +143,13 @@ fn card(html: &mut String, service: &ServiceStatus, now: SystemTime) {
     write(
         html,
         format_args!(
-            "<section class=\"card{alarm}\n<div class=\"head\"><h2>{}</h2><span>{}:{port}</span><span class=\"soft\">{}, {}; {} \
+            "<section class=\"card{alarm}\n<div class=\"head\"><h2>{}</h2><span>{}</span><span class=\"soft\">{}, {}; {} \
              connections, {} half-open</span></div>\n<table>\n<thead><tr><th>Member</th><th>State</th><th \
              class=\"num\">Connections</th><th class=\"num\">New a second</th><th class=\"num\">To the member</th><th \
              class=\"num\">To clients</th><th class=\"num\">Handshake</th><th>etcd</th><th class=\"num\">Database</th><th \
              class=\"num\">Since</th><th>Last check</th></tr></thead>\n<tbody>\n",
             Safe(name),
-            Safe(&vip),
+            Safe(&service.endpoint()),
             Safe(mode),
             Safe(algorithm),
             units::count(*flows),

@@ -96,6 +96,14 @@ pub struct ServiceStatus {
     pub backends: Vec<BackendStatus>,
 }
 
+impl ServiceStatus {
+    /// `10.0.1.100:2379`, `[fd00::100]:2379`
+    pub fn endpoint(&self) -> String {
+        let Self { vip, port, .. } = self;
+        if vip.contains(':') { format!("[{vip}]:{port}") } else { format!("{vip}:{port}") }
+    }
+}
+
 /// A backend of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendStatus {

@@ -112,10 +112,9 @@ fn peer_line(peer: &PeerStatus) -> String {
 
 fn headline(service: &ServiceStatus) -> String {
     format!(
-        "{}  {}:{}  {}, {}; {} flows, {} half-open{}\n",
+        "{}  {}  {}, {}; {} flows, {} half-open{}\n",
         service.name,
-        service.vip,
-        service.port,
+        service.endpoint(),
         service.mode,
         service.algorithm,
         units::count(service.flows),

@@ -164,10 +164,9 @@ fn head(view: &View) -> Vec<Line<'static>> {
 
 fn draw_service(frame: &mut Frame<'_>, service: &ServiceStatus, area: Rect, now: SystemTime) {
     let title = format!(
-        " {}  {}:{}  {}, {}; {} connections, {} half-open ",
+        " {}  {}  {}, {}; {} connections, {} half-open ",
         service.name,
-        service.vip,
-        service.port,
+        service.endpoint(),
         service.mode,
         service.algorithm,
         units::count(service.flows),

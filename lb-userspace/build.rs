@@ -1,4 +1,4 @@
-//! Builds the XDP object and puts it where `object.rs` includes it from. No other build script builds it.
+//! Builds the BPF objects and puts them where `object.rs` includes them from. No other build script builds them.
 
 use std::{
     env, fs,
@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use ebpf_build::{LINKER_ENV, OBJECT_NAME, Options, RUSTC_ENV, SOURCES};
+use ebpf_build::{CAPTURE_NAME, LINKER_ENV, OBJECT_NAME, Options, RUSTC_ENV, SOURCES};
 
 fn main() -> ExitCode {
     match build() {
@@ -40,7 +40,10 @@ fn build() -> Result<(), String> {
         features: if cfg!(feature = "debug-log") { &["log"] } else { &[] },
     })
     .map_err(|error| error.to_string())?;
-    copy(&object, &out_dir.join(OBJECT_NAME))
+    for name in [OBJECT_NAME, CAPTURE_NAME] {
+        copy(&object.with_file_name(name), &out_dir.join(name))?;
+    }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), String> {

@@ -6,7 +6,7 @@ set -euo pipefail
 
 # What demo and tests run, and what links the build: Debian's and Ubuntu's names.
 runtime_packages=(bpftool dnsmasq-base ethtool etcd-client etcd-server gcc git haproxy iperf3 iproute2 iputils-ping keepalived libc6-dev
-    nftables procps tcpdump)
+    nftables procps tcpdump tshark)
 # A rustc with its sources, for machines whose rustup has no nightly with rust-src, and what builds bpf-linker for it.
 rustc_packages=(rustc-web rust-web-src)
 llvm=22

@@ -22,8 +22,10 @@ pub use toolchain::Toolchain;
 pub const RUSTC_ENV: &str = "ETCD_LB_EBPF_RUSTC";
 /// Environment variable that names the bpf-linker to use.
 pub const LINKER_ENV: &str = "ETCD_LB_BPF_LINKER";
-/// File name of the object, which is the name of the program crate's only binary.
+/// File name of the object with the data path, which is the name of a binary of the program crate.
 pub const OBJECT_NAME: &str = "etcd-lb-xdp";
+/// File name of the object with the tracing programs of `etcd-lb capture`, built beside it.
+pub const CAPTURE_NAME: &str = "etcd-lb-capture";
 /// What the object is made from, relative to the workspace's root: a build script reruns when one of these changes.
 pub const SOURCES: [&str; 6] = [
     "Cargo.lock",
@@ -47,7 +49,7 @@ pub struct Options {
     pub features: &'static [&'static str],
 }
 
-/// Builds the object if its sources changed since the last time, and returns its path.
+/// Builds the objects if their sources changed since the last time, and returns the path of [`OBJECT_NAME`].
 ///
 /// # Errors
 ///

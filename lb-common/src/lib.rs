@@ -15,11 +15,13 @@
 //! | [`frame`] | reading a frame: bounds, tags, IP, TCP |
 //! | [`rewrite`] | giving a packet other ends |
 //! | [`quote`] | the packet that an ICMP error quotes |
+//! | [`capture`] | the packets that `etcd-lb capture` shows |
 //! | [`wire`] | headers as they stand in a frame |
 #![cfg_attr(not(test), no_std)]
 #![warn(missing_docs)]
 
 pub mod addr;
+pub mod capture;
 pub mod checksum;
 pub mod choose;
 pub mod claim;

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod capture;
 pub mod dataplane;
 pub mod discovery;
 pub mod doctor;

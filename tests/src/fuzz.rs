@@ -32,6 +32,7 @@ pub struct Target {
 /// All of them.
 pub const TARGETS: &[Target] = &[
     Target { name: "frame", seeds: frame::seeds, run: frame::run },
+    Target { name: "capture", seeds: frame::seeds, run: capture },
     Target { name: "config", seeds: config_seeds, run: config },
     Target { name: "claimant", seeds: claimant_seeds, run: claimant },
     Target { name: "vrrp", seeds: vrrp::seeds, run: vrrp::run },
@@ -132,6 +133,32 @@ fn config(input: &[u8]) {
             assert!(!error.message.is_empty());
         }
         assert_ne!(errors.iter().count(), 0, "refused without a reason");
+    }
+}
+
+/// The filter of captures reads no more than there is, and the ends that etherparse reads too.
+fn capture(input: &[u8]) {
+    use lb_common::capture::{Ends, HEAD};
+    let mut head = [0; HEAD];
+    let length = input.len().min(HEAD);
+    head[..length].copy_from_slice(&input[..length]);
+    let ends = Ends::of(&head, input.len() as u32);
+    let Ok(packet) = etherparse::SlicedPacket::from_ethernet(input) else { return };
+    let addresses: Option<(IpAddr, IpAddr)> = match &packet.net {
+        Some(etherparse::NetSlice::Ipv4(ip)) => {
+            Some((ip.header().source_addr().into(), ip.header().destination_addr().into()))
+        }
+        Some(etherparse::NetSlice::Ipv6(ip)) => {
+            Some((ip.header().source_addr().into(), ip.header().destination_addr().into()))
+        }
+        _ => None,
+    };
+    // More tags than two, or of another kind, are not looked behind.
+    let (Some((source, destination)), true) = (addresses, ends != Ends::NONE) else { return };
+    assert_eq!((ends.source.0, ends.destination.0), (source.into(), destination.into()));
+    if let (Some(etherparse::TransportSlice::Tcp(tcp)), true) = (&packet.transport, ends.source.1.get() != 0)
+    {
+        assert_eq!(ends.source.1.get(), tcp.source_port());
     }
 }
 

@@ -19,6 +19,11 @@ fn frame() {
 }
 
 #[test]
+fn capture() {
+    target("capture");
+}
+
+#[test]
 fn config() {
     target("config");
 }

@@ -18,7 +18,7 @@ use suite::Suite;
 /// The release whose kernel is the oldest, one between, the newest.
 const SUITES: [&str; 3] = ["bookworm", "bookworm-backports", "sid"];
 /// The tests that need a kernel and no network.
-const TESTS: [&str; 12] = [
+const TESTS: [&str; 13] = [
     "packets_object",
     "packets_flow",
     "packets_vip",
@@ -29,6 +29,7 @@ const TESTS: [&str; 12] = [
     "packets_choose",
     "packets_signals",
     "packets_routes",
+    "packets_capture",
     "packets_vrrp",
     "random_frames",
 ];

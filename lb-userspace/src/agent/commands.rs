@@ -23,6 +23,7 @@ impl Agent {
             Command::Reset(request, reply) => drop(reply.send(self.reset(&request))),
             Command::Rebalance(dry_run, reply) => drop(reply.send(self.rebalance(dry_run))),
             Command::Reload(reply) => drop(reply.send(self.reload().await)),
+            Command::Capture(request, reply) => drop(reply.send(self.capture(request))),
             Command::Events(query, reply) => drop(reply.send(self.events.after(query.after))),
             Command::FailOver(reply) => self.fail_over(reply),
             Command::Hold(time, reply) => self.hold(time, reply),

@@ -10,6 +10,7 @@
 //! should it die, the data plane goes on with what it was told last.
 
 mod attach;
+mod capture;
 mod clients;
 mod commands;
 mod discover;
@@ -114,6 +115,7 @@ async fn turn(
             _ = sweep.tick() => {
                 agent.tell_pair(Order::AgentLives);
                 agent.sweep();
+                agent.expire_capture();
                 agent.reach_clients().await;
             }
             () = resets::due(agent.plane.resets_due_ns()) => agent.end_flows(),
@@ -140,6 +142,7 @@ async fn end(agent: &mut Agent, signal: &str) -> Result<(), Error> {
         pair.stop();
     }
     agent.leave_node_to_the_other().await;
+    agent.end_capture();
     let begun = Instant::now();
     while agent.plane.untold() > 0 && begun.elapsed() < LAST_RESETS {
         agent.end_flows();

@@ -16,6 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     Options,
     attach::Attachments,
+    capture::Capture,
     clients::ClientWays,
     discover::Finds,
     files::Loaded,
@@ -94,6 +95,8 @@ pub(super) struct Agent {
     pub(super) pair: Option<Pair>,
     /// Flows shared with other nodes; `None` if none are.
     pub(super) sync: Option<FlowSync>,
+    /// The capture under way.
+    pub(super) capture: Option<Capture>,
     /// What has happened lately.
     pub(super) events: Events,
     /// The way to systemd.
@@ -153,6 +156,7 @@ impl Agent {
             census_at: None,
             traffic: Samples::default(),
             told: Told::default(),
+            capture: None,
             pair: None,
             sync: None,
             events: Events::default(),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    capture::{CaptureAnswer, CaptureRequest},
     events::{Event, EventQuery},
     explain::{ExplainAnswer, ExplainQuery},
     status::Status,
@@ -32,6 +33,8 @@ pub enum Command {
     Reload(oneshot::Sender<Result<ReloadAnswer, String>>),
     /// Hand the VIPs over; answered when this node has given them up.
     FailOver(oneshot::Sender<Result<(), String>>),
+    /// Begin, extend or end a capture.
+    Capture(CaptureRequest, oneshot::Sender<Result<CaptureAnswer, String>>),
     /// What `events` shows.
     Events(EventQuery, oneshot::Sender<Vec<Event>>),
     /// Keep the VIPs through a restart that takes so long; answered with how long they stay, ms.

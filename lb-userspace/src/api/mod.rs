@@ -3,6 +3,7 @@
 //! The handlers hold no state: each turns a request into a [`Command`] to the agent's loop and its answer into a response,
 //! so that whatever they tell is what the loop decided.
 
+pub mod capture;
 pub mod client;
 pub mod command;
 pub mod events;

@@ -23,6 +23,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::{
+    capture::CaptureRequest,
     command::{
         Command, Commands, DrainRequest, Draining, FlowQuery, Gone, HoldRequest, RebalanceRequest,
         ResetRequest,
@@ -49,6 +50,7 @@ pub fn socket_router(commands: Commands) -> Router {
         .route("/reload", post(reload))
         .route("/failover", post(fail_over))
         .route("/hold", post(hold))
+        .route("/capture", post(capture))
         .fallback(nothing_here)
         .with_state(commands)
 }
@@ -225,6 +227,15 @@ async fn hold(
     let Json(request) = request.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
     let time = Duration::from_millis(request.ms);
     let answer = commands.ask(|reply| Command::Hold(time, reply)).await.map_err(Refusal::from)?;
+    answer.map(Json).map_err(Refusal::refused)
+}
+
+async fn capture(
+    State(commands): State<Commands>,
+    request: Result<Json<CaptureRequest>, JsonRejection>,
+) -> Answer<impl Serialize> {
+    let Json(request) = request.map_err(|rejection| Refusal::bad_request(rejection.body_text()))?;
+    let answer = commands.ask(|reply| Command::Capture(request, reply)).await.map_err(Refusal::from)?;
     answer.map(Json).map_err(Refusal::refused)
 }
 

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand.
 
+mod capture;
 mod check_config;
 mod completions;
 mod detach;
@@ -57,6 +58,7 @@ enum Command {
     Rebalance(rebalance::Rebalance),
     Reload(reload::Reload),
     Events(events::Events),
+    Capture(capture::Capture),
     Failover(failover::Failover),
     Hold(hold::Hold),
     Doctor(doctor::Doctor),
@@ -86,6 +88,7 @@ impl Cli {
             Command::Rebalance(rebalance) => rebalance.run(&socket()),
             Command::Reload(reload) => reload.run(&socket()),
             Command::Events(events) => events.run(&socket()),
+            Command::Capture(capture) => capture.run(&socket()),
             Command::Failover(failover) => failover.run(&socket()),
             Command::Hold(hold) => hold.run(&socket()),
             Command::Import(import) => import.run(),

@@ -136,6 +136,17 @@ pub(super) unsafe fn write_first<V: IntoBytes>(map: BorrowedFd<'_>, value: &V) -
     unsafe { call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
+/// Puts a program into an array of programs.
+pub(super) fn set_program(array: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let value = number(program);
+    let mut attr = empty();
+    attr.__bindgen_anon_2.map_fd = number(array);
+    attr.__bindgen_anon_2.key = &raw const index as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = &raw const value as u64;
+    // SAFETY: keys and values of an array of programs have 4 octets; both outlive the call.
+    unsafe { call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+}
+
 /// Removes a map's entry.
 pub(super) fn delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     let mut attr = empty();

@@ -24,6 +24,7 @@
 
 mod apply;
 mod bpf;
+mod capture;
 mod census;
 mod clients;
 #[cfg(feature = "debug-log")]
@@ -71,7 +72,18 @@ use lb_common::{
 use lb_core::reconcile::{Actual, Change, Desired, Planner};
 use tracing::{debug, warn};
 
+use self::{
+    capture::Capturing,
+    links::{Device, Origin},
+    load::Loaded,
+    maps::Maps,
+    pins::{Contents, PinDir},
+    port_table::PortTable,
+    resets::Resets,
+    sweep::Sweeper,
+};
 pub use self::{
+    capture::{Captured, Captures, Wanted},
     census::{BackendCensus, Census},
     detach::{DetachReport, detach},
     error::Error,
@@ -85,15 +97,6 @@ pub use self::{
     sweep::SweepReport,
     sync::{Installed, Way},
     told::BackendPlace,
-};
-use self::{
-    links::{Device, Origin},
-    load::Loaded,
-    maps::Maps,
-    pins::{Contents, PinDir},
-    port_table::PortTable,
-    resets::Resets,
-    sweep::Sweeper,
 };
 use crate::object::XDP_OBJECT;
 pub use lb_core::config::XdpMode;
@@ -148,6 +151,8 @@ pub struct DataPlane {
     resets: Resets,
     /// Whether flows that are idle or drained are this node's to end.
     is_owner: bool,
+    /// Packets are captured.
+    capture: Option<Capturing>,
 }
 
 /// Whether a data plane is pinned in a directory.
@@ -203,6 +208,7 @@ impl DataPlane {
             sweeper: Sweeper::default(),
             resets: Resets::default(),
             is_owner: true,
+            capture: None,
         };
         plane.tables = plane.maps.port_tables()?;
         plane.actual = plane.maps.read()?;
@@ -229,7 +235,7 @@ impl DataPlane {
     /// [`Error::Occupied`] by another program, [`Error::NoNative`], [`Error::NoInterface`], [`Error::Attach`].
     pub fn attach(&mut self, ifindex: u32, name: &str, mode: XdpMode) -> Result<AttachedMode, Error> {
         let device = Device { ifindex, name };
-        let (mode, origin) = links::attach(&self.pins, &self.entry, device, mode)?;
+        let (mode, origin) = links::attach(&self.pins, self.program(), device, mode)?;
         if origin == Origin::New {
             self.new_links.insert(ifindex);
         }
@@ -398,8 +404,12 @@ impl DataPlane {
     /// Once every link runs this load's program, the older one and its program array are let go.
     fn promote(&self) -> Result<(), Error> {
         let attached = self.pins.attached()?;
-        if !attached.is_empty() && attached.iter().all(|link| link.program_id == self.load) {
+        if !attached.is_empty() && attached.iter().all(|link| self.is_this_load(link.program_id)) {
             self.pins.promote(self.load)?;
+            if self.capture.is_none() {
+                // Of an agent that was killed meanwhile.
+                self.pins.clear_capture()?;
+            }
         }
         Ok(())
     }
@@ -425,7 +435,7 @@ impl Drop for DataPlane {
             }
         }
         let in_use =
-            self.pins.attached().map_or(true, |links| links.iter().any(|l| l.program_id == self.load));
+            self.pins.attached().map_or(true, |links| links.iter().any(|l| self.is_this_load(l.program_id)));
         if in_use {
             return;
         }

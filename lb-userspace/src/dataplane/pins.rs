@@ -5,6 +5,7 @@
 //! | those of [`name::KEPT`] | the maps; `layout` is pinned last, so its presence says that the others are complete |
 //! | `xdp`, `programs` | the entry program and its tail-called programs, of the version that is attached everywhere |
 //! | `xdp_N`, `programs_N` | the same of a version that is not attached everywhere yet |
+//! | `capture_NAME` | the maps of `etcd-lb capture`, while packets are captured |
 //! | `link_IFINDEX` | a link: as long as it is pinned, the program is attached |
 //!
 //! A program array is emptied by the kernel when its last descriptor or pin goes, so `programs_N` is pinned before any
@@ -18,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_common::maps::name;
+use lb_common::{capture, maps::name};
 
 use super::{bpf, error::Error};
 
@@ -148,6 +149,11 @@ impl PinDir {
         self.remove_where(|name| name.starts_with(NEXT_XDP) || name.starts_with(NEXT_PROGRAMS))
     }
 
+    /// Removes what was pinned to capture packets. Only right where no link runs the program that captures.
+    pub(super) fn clear_capture(&self) -> Result<(), Error> {
+        self.remove_where(|name| name.starts_with(capture::PIN))
+    }
+
     /// Gives up a load that runs nowhere.
     pub(super) fn discard(&self, load: u32) {
         for path in [self.next_xdp(load), self.next_programs(load)] {
@@ -188,6 +194,7 @@ fn is_ours(file: &str) -> bool {
         || [name::XDP, name::PROGRAMS].contains(&file)
         || file.starts_with(NEXT_XDP)
         || file.starts_with(NEXT_PROGRAMS)
+        || file.starts_with(capture::PIN)
 }
 
 fn file_system(file: &File) -> io::Result<i64> {

@@ -62,7 +62,7 @@ impl<T: FromBytes> Ring<T> {
 }
 
 /// A ring buffer that can be moved between threads and printed.
-struct Reader(RingBuf<MapData>);
+pub(super) struct Reader(pub(super) RingBuf<MapData>);
 
 impl std::os::fd::AsRawFd for Reader {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {

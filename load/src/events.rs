@@ -105,6 +105,8 @@ impl<T> Events<T> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn seen(arrived: Option<char>, lost: &[char]) -> Result<Seen<char>, String> {
@@ -176,5 +178,69 @@ mod tests {
         assert_eq!(events.compacted(200), ['a']);
         assert_eq!(events.resume_at(), 200);
         assert_eq!(events.event(2, 300), seen(Some('b'), &[]));
+    }
+
+    /// What happens to a put that was sent, and when.
+    #[derive(Debug, Clone)]
+    struct Put {
+        answered: u8,
+        event: u8,
+        /// etcd loses it, as it must not.
+        lost: bool,
+        forgotten: Option<u8>,
+    }
+
+    fn put() -> impl Strategy<Value = Put> {
+        let forgotten = prop::option::weighted(0.2, any::<u8>());
+        (any::<u8>(), any::<u8>(), prop::bool::weighted(0.2), forgotten)
+            .prop_map(|(answered, event, lost, forgotten)| Put { answered, event, lost, forgotten })
+    }
+
+    proptest! {
+        /// Answers and events may come in any order between them: who waits is told once, and of a loss if there is one.
+        #[test]
+        fn who_waits_is_told_what_became_of_the_event(puts in prop::collection::vec(put(), 1..20)) {
+            enum Step { Answer, Event, Forget }
+            let mut steps = Vec::new();
+            let mut last_event = 0;
+            for (number, put) in puts.iter().enumerate() {
+                steps.push((put.answered, number, Step::Answer));
+                // In the order of revisions.
+                last_event = last_event.max(put.event);
+                if !put.lost {
+                    steps.push((last_event, number, Step::Event));
+                }
+                steps.extend(put.forgotten.map(|at| (at, number, Step::Forget)));
+            }
+            steps.sort_by_key(|(at, number, _)| (*at, *number));
+
+            let mut events = Events::default();
+            events.created(100);
+            (0..puts.len()).for_each(|number| events.expect(number as u64, number));
+            let (mut arrived, mut lost) = (vec![0; puts.len()], vec![0; puts.len()]);
+            for (_, number, step) in steps {
+                let (put, revision) = (number as u64, 101 + number as i64);
+                match step {
+                    Step::Answer => events.answered(put, revision).iter().for_each(|by| lost[*by] += 1),
+                    Step::Event => {
+                        let seen = events.event(put, revision).unwrap();
+                        seen.arrived.iter().for_each(|by| arrived[*by] += 1);
+                        seen.lost.iter().for_each(|by| lost[*by] += 1);
+                    }
+                    Step::Forget => events.forget(put),
+                }
+            }
+            for (number, put) in puts.iter().enumerate() {
+                let told = (arrived[number], lost[number]);
+                let overtaken = puts[number + 1..].iter().any(|later| !later.lost);
+                match put {
+                    Put { forgotten: Some(_), .. } => prop_assert!(told.0 + told.1 <= 1),
+                    Put { lost: false, .. } => prop_assert_eq!(told, (1, 0)),
+                    Put { lost: true, .. } => prop_assert_eq!(told, (0, i32::from(overtaken))),
+                }
+            }
+            // What is kept is only what is still waited for.
+            prop_assert!(events.answered.len() <= events.waiting.len());
+        }
     }
 }

@@ -4,6 +4,9 @@ use std::{error::Error, io};
 
 use tonic::{Code, Status};
 
+/// Longest text of a failure, in letters.
+const LONGEST_TEXT: usize = 300;
+
 /// What failures are counted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -93,9 +96,15 @@ impl std::fmt::Display for Failure {
 impl Error for Failure {}
 
 impl Failure {
-    /// Of this kind, in these words.
+    /// Of this kind, in these words, as far as they are fit to be shown: what a server says may be anything.
     pub fn new(kind: Kind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into() }
+        let text: String = text.into();
+        let is_fit = text.len() <= LONGEST_TEXT && !text.contains(char::is_control);
+        if is_fit {
+            return Self { kind, text };
+        }
+        let shown = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
+        Self { kind, text: text.chars().take(LONGEST_TEXT).map(shown).collect() }
     }
 
     /// An answer that contradicts what is known.
@@ -199,6 +208,14 @@ mod tests {
             (tls.kind, tls.text.as_str()),
             (Kind::Tls, "TLS: received fatal alert: CertificateRequired")
         );
+    }
+
+    #[test]
+    fn what_a_server_says_does_not_write_on_the_terminal() {
+        let said = format!("\u{1b}[2Jgone\n{}", "x".repeat(1000));
+        let text = Failure::of_answer(&Status::unknown(said)).unwrap().text;
+        assert!(text.starts_with("\u{fffd}[2Jgone\u{fffd}xxx"), "{text}");
+        assert_eq!(text.chars().count(), LONGEST_TEXT);
     }
 
     #[test]

@@ -48,25 +48,25 @@
 //!
 //! # The modules
 //!
-//! Without IO, time being a parameter: [`schedule`] (when requests are due), [`mix`] (what they are), [`payload`] (keys and
-//! values), [`truth`] and [`events`] (what answers may say), [`backoff`], [`gap`], [`recorder`], [`report`]. With IO:
-//! `timer`, `client` (one HTTP/2 connection), `connection` (one that is kept), `request` (one request), `run`.
+//! Without IO, time being a parameter: `schedule` (when requests are due), `mix` (what they are), `payload` (keys and values),
+//! `truth` and `events` (what answers may say), `backoff`, `gap`, `recorder`, `report`, `table`. With IO: `timer`, `stream`,
+//! `client` (one HTTP/2 connection), `connection` (one that is kept), `request` (one request), `run`.
 
 mod args;
-pub mod backoff;
+mod backoff;
 mod client;
 mod connection;
 mod endpoint;
-pub mod events;
-pub mod failure;
-pub mod gap;
+mod events;
+mod failure;
+mod gap;
 mod limits;
-pub mod messages;
-pub mod mix;
-pub mod payload;
+mod messages;
+mod mix;
+mod payload;
 mod plan;
-pub mod random;
-pub mod recorder;
+mod random;
+mod recorder;
 pub mod report;
 mod request;
 mod run;
@@ -76,7 +76,7 @@ mod stream;
 mod table;
 mod timer;
 mod tls;
-pub mod truth;
+mod truth;
 
 pub use args::Args;
 pub use endpoint::Endpoint;

@@ -42,11 +42,6 @@ impl Truth {
         Self { payload, cluster: None, revision: 0, keys: vec![Known::default(); keys], puts: 0 }
     }
 
-    /// How keys and values look.
-    pub fn payload(&self) -> &Payload {
-        &self.payload
-    }
-
     /// What is known now, for a request that is sent now.
     pub fn before(&self, key: Key) -> Before {
         Before { revision: self.revision, key: self.known(key) }
@@ -189,6 +184,8 @@ impl Truth {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const KEY: Key = Key::Shared(1);
@@ -207,7 +204,7 @@ mod tests {
     }
 
     fn kv(truth: &Truth, revision: i64, put: u64) -> Vec<KeyValue> {
-        let payload = truth.payload();
+        let payload = truth.payload;
         vec![KeyValue { key: payload.key(KEY), mod_revision: revision, value: payload.value(KEY, put) }]
     }
 
@@ -274,5 +271,83 @@ mod tests {
         let other = Some(ResponseHeader { cluster_id: 8, revision: 20 });
         let said = truth.put_answered(KEY, 0, before, other).unwrap_err();
         assert_eq!(said, "an answer of cluster 8, after one of cluster 7");
+    }
+
+    /// A request to a store that does one after the other: when it is sent, how long until it is done there, and how long
+    /// until its answer is here, if it comes.
+    #[derive(Debug, Clone)]
+    struct Call {
+        put: bool,
+        key: usize,
+        sent: u8,
+        done_after: u8,
+        answered_after: Option<u8>,
+    }
+
+    fn call() -> impl Strategy<Value = Call> {
+        let answered_after = prop::option::weighted(0.9, 0u8..30);
+        (any::<bool>(), 0usize..3, 0u8..150, 0u8..30, answered_after).prop_map(
+            |(put, key, sent, done_after, answered_after)| Call {
+                put,
+                key,
+                sent,
+                done_after,
+                answered_after,
+            },
+        )
+    }
+
+    proptest! {
+        /// However requests overlap and whichever answers are lost: what a correct store says is not wrong.
+        #[test]
+        fn a_linearizable_store_is_never_wrong(calls in prop::collection::vec(call(), 1..60)) {
+            let mut truth = Truth::new(Payload::new(1, 0, 0), 3);
+            let payload = truth.payload;
+            let (mut revision, mut store) = (0, Vec::new());
+            for key in 0..3 {
+                let (put, before) = (truth.begin_put(), truth.before(Key::Shared(key)));
+                revision += 1;
+                store.push((revision, put));
+                truth.put_answered(Key::Shared(key), put, before, header(revision)).unwrap();
+            }
+
+            let mut steps = Vec::new();
+            for (number, call) in calls.iter().enumerate() {
+                let done = call.sent + call.done_after;
+                steps.extend([(call.sent, 0, number), (done, 1, number)]);
+                steps.extend(call.answered_after.map(|after| (done + after, 2, number)));
+            }
+            steps.sort_unstable();
+            let mut sent = vec![None; calls.len()];
+            let mut done = vec![None; calls.len()];
+            for (_, phase, number) in steps {
+                let call = &calls[number];
+                let key = Key::Shared(call.key);
+                match phase {
+                    0 => {
+                        let put = if call.put { truth.begin_put() } else { 0 };
+                        sent[number] = Some((put, truth.before(key)));
+                    }
+                    1 => {
+                        if call.put {
+                            revision += 1;
+                            store[call.key] = (revision, sent[number].unwrap().0);
+                        }
+                        done[number] = Some((revision, store[call.key]));
+                    }
+                    _ => {
+                        let (put, before) = sent[number].unwrap();
+                        let (at, (mod_revision, written)) = done[number].unwrap();
+                        if call.put {
+                            prop_assert_eq!(truth.put_answered(key, put, before, header(at)), Ok(at));
+                        } else {
+                            let value = payload.value(key, written);
+                            let kv = KeyValue { key: payload.key(key), mod_revision, value };
+                            prop_assert_eq!(truth.got(key, before, header(at), &[kv]), Ok(()));
+                        }
+                    }
+                }
+            }
+        }
     }
 }

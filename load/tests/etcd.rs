@@ -31,7 +31,7 @@ fn an_open_loop_makes_every_request_that_is_due() {
     let _alone = alone();
     let etcd = Etcd::start();
     let mut plan = etcd.plan();
-    (plan.connections, plan.pace, plan.duration) = (100, open(1000.0), Duration::from_secs(2));
+    (plan.connections, plan.pace, plan.duration) = (500, open(1000.0), Duration::from_secs(2));
     let report = run(&plan).unwrap();
     println!("{report}");
     assert_clean(&report);
@@ -98,7 +98,7 @@ fn a_stall_is_seen_by_every_request_that_was_due() {
     (plan.connections, plan.pace, plan.duration) = (4, open(rate), Duration::from_secs(3));
     let (report, stall) = thread::scope(|scope| {
         let load = scope.spawn(|| run(&plan).unwrap());
-        thread::sleep(Duration::from_millis(1500));
+        etcd.within_run(Duration::from_secs(1));
         let stall = freeze(&etcd, Duration::from_millis(500));
         (load.join().unwrap(), stall)
     });
@@ -119,7 +119,7 @@ fn a_stall_is_seen_by_every_request_that_was_due() {
     plan.pace = Pace::Closed { in_flight: 1 };
     let report = thread::scope(|scope| {
         let load = scope.spawn(|| run(&plan).unwrap());
-        thread::sleep(Duration::from_millis(1500));
+        etcd.within_run(Duration::from_secs(1));
         freeze(&etcd, Duration::from_millis(500));
         load.join().unwrap()
     });
@@ -143,11 +143,11 @@ fn an_outage_is_a_gap_and_errors_and_then_it_is_over() {
     let _alone = alone();
     let mut etcd = Etcd::start();
     let mut plan = etcd.plan();
-    (plan.connections, plan.pace, plan.duration) = (4, open(500.0), Duration::from_secs(6));
+    (plan.connections, plan.pace, plan.duration) = (4, open(500.0), Duration::from_secs(8));
     let down = Duration::from_millis(700);
     let report = thread::scope(|scope| {
         let load = scope.spawn(|| run(&plan).unwrap());
-        thread::sleep(Duration::from_millis(1500));
+        etcd.within_run(Duration::from_secs(1));
         etcd.kill();
         thread::sleep(down);
         etcd.restart();
@@ -155,7 +155,7 @@ fn an_outage_is_a_gap_and_errors_and_then_it_is_over() {
     });
     println!("{report}");
     // Whatever became of them, all that were due are there.
-    assert_eq!(report.total.answers + report.total.errors, 3000);
+    assert_eq!(report.total.answers + report.total.errors, 4000);
     assert_eq!((report.wrong.count, report.keys_removed), (0, true), "{report}");
     assert!(report.gap.us >= down.as_micros() as u64, "{report}");
     assert!((500_000..4_000_000).contains(&report.gap.began_us), "{report}");
@@ -179,7 +179,7 @@ fn a_silent_connection_is_given_up() {
     plan.timeout = Duration::from_millis(300);
     let report = thread::scope(|scope| {
         let load = scope.spawn(|| run(&plan).unwrap());
-        thread::sleep(Duration::from_millis(1500));
+        etcd.within_run(Duration::from_secs(1));
         freeze(&etcd, Duration::from_millis(1000));
         load.join().unwrap()
     });
@@ -200,7 +200,7 @@ fn a_full_backlog_is_counted() {
     plan.backlog = 50;
     let report = thread::scope(|scope| {
         let load = scope.spawn(|| run(&plan).unwrap());
-        thread::sleep(Duration::from_millis(1500));
+        etcd.within_run(Duration::from_secs(1));
         freeze(&etcd, Duration::from_millis(500));
         load.join().unwrap()
     });
@@ -222,9 +222,8 @@ fn what_was_not_written_is_wrong() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    thread::sleep(Duration::from_secs(1));
-    let key = etcd.etcdctl(&["get", "load/", "--prefix", "--keys-only"]);
-    etcd.etcdctl(&["put", key.trim(), "another value"]);
+    let key = etcd.within_run(Duration::from_secs(1));
+    etcd.etcdctl(&["put", &key, "another value"]);
     let output = load.wait_with_output().unwrap();
     let report: Report = serde_json::from_slice(&output.stdout).unwrap();
     println!("{report}");

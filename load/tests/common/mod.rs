@@ -81,7 +81,7 @@ impl Etcd {
         format!("{scheme}://127.0.0.1:{}", self.client_port).parse().unwrap()
     }
 
-    /// What `etcdctl` prints, of an etcd without TLS.
+    /// What `etcdctl` prints; not for TLS.
     pub fn etcdctl(&self, args: &[&str]) -> String {
         let output = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
@@ -91,6 +91,19 @@ impl Etcd {
             .expect("is etcdctl installed?");
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Waits until a run has written its keys, and then for so long: how the tests meet a run in its middle.
+    pub fn within_run(&self, time: Duration) -> String {
+        let start = Instant::now();
+        loop {
+            let keys = self.etcdctl(&["get", "load/", "--prefix", "--keys-only", "--limit=1"]);
+            if !keys.trim().is_empty() {
+                thread::sleep(time);
+                return keys.trim().to_owned();
+            }
+            assert!(start.elapsed() < HEALTHY_LIMIT, "no run has begun");
+        }
     }
 
     /// Sends a signal to it.
@@ -171,8 +184,18 @@ fn directory() -> PathBuf {
     dir
 }
 
+/// A port that nobody has, and that the kernel gives nobody by itself: a client that looks for a server which is down could
+/// get the server's own port, and connect to itself.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(7);
+    loop {
+        let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (number % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A CA, a server's certificate for 127.0.0.1, and a client's.

@@ -83,5 +83,5 @@ pub use endpoint::Endpoint;
 pub use mix::{Mix, Operation};
 pub use plan::{Pace, Plan, TlsFiles};
 pub use report::Report;
-pub use run::run;
+pub use run::{run, run_with};
 pub use schedule::Arrivals;

@@ -40,6 +40,16 @@ const GRACE: Duration = Duration::from_secs(5);
 /// If the plan cannot be done: a setting out of its range, a connection that cannot be made at the start, keys that cannot
 /// be written. What fails later is part of the report.
 pub fn run(plan: &Plan) -> Result<Report> {
+    run_with(plan, || {})
+}
+
+/// The same, and calls `measuring` when the warm-up is over: the instant that the report's times are since, for whoever means
+/// to disturb the run. It should return at once, since requests may wait for it.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_with(plan: &Plan, measuring: impl FnOnce()) -> Result<Report> {
     plan.check()?;
     limits::allow(plan.connections)?;
     let mut builder = match plan.threads {
@@ -52,13 +62,13 @@ pub fn run(plan: &Plan) -> Result<Report> {
         }
     };
     let runtime = builder.enable_all().build().context("making a runtime")?;
-    let report = runtime.block_on(execute(plan));
+    let report = runtime.block_on(execute(plan, measuring));
     // What is left are connections that nobody needs.
     runtime.shutdown_background();
     report
 }
 
-async fn execute(plan: &Plan) -> Result<Report> {
+async fn execute(plan: &Plan, measuring: impl FnOnce()) -> Result<Report> {
     let site = Arc::new(Site::new(plan)?);
     let connections: Vec<_> = (0..plan.connections).map(|number| Arc::new(Connection::new(number))).collect();
     let established = connect(&site, &connections).await?;
@@ -73,8 +83,8 @@ async fn execute(plan: &Plan) -> Result<Report> {
         keepers.spawn(connection.clone().keep(run.clone(), established));
     }
     let (due, cpu) = match plan.pace {
-        Pace::Open { rate, arrivals } => open(&run, &connections, rate, arrivals).await?,
-        Pace::Closed { in_flight } => closed(&run, &connections, in_flight).await?,
+        Pace::Open { rate, arrivals } => open(&run, &connections, (rate, arrivals), measuring).await?,
+        Pace::Closed { in_flight } => closed(&run, &connections, in_flight, measuring).await?,
     };
     // First, since what is removed is an event too.
     keepers.shutdown().await;
@@ -86,7 +96,11 @@ async fn execute(plan: &Plan) -> Result<Report> {
 async fn connect(site: &Arc<Site>, connections: &[Arc<Connection>]) -> Result<Vec<Established>> {
     let attempts = connections.iter().enumerate().map(|(number, connection)| async move {
         connection.establish(site).await.map_err(|failure| {
-            anyhow!("cannot use {}: {failure} ({})", site.endpoint(number), failure.kind.name())
+            let endpoint = site.endpoint(number);
+            let may_be_tls =
+                !endpoint.is_tls() && matches!(failure.kind, Kind::Closed | Kind::Reset | Kind::Protocol);
+            let hint = if may_be_tls { "; is it a TLS port? then write https://" } else { "" };
+            anyhow!("cannot use {endpoint}: {failure} ({}){hint}", failure.kind.name())
         })
     });
     stream::iter(attempts).buffered(CONNECTING).try_collect().await
@@ -116,13 +130,13 @@ async fn fill(site: &Arc<Site>, connections: &[Arc<Connection>]) -> Result<()> {
 async fn open(
     run: &Arc<Run>,
     connections: &[Arc<Connection>],
-    rate: f64,
-    arrivals: Arrivals,
+    pace: (f64, Arrivals),
+    measuring: impl FnOnce(),
 ) -> Result<(u64, CpuTime)> {
     let limit = run.site.plan.backlog;
     let room = Arc::new(Semaphore::new(limit));
-    let pacer = tokio::spawn(pace(run.clone(), connections.to_vec(), rate, arrivals, room.clone()));
-    let cpu = measured(run).await?;
+    let pacer = tokio::spawn(keep_pace(run.clone(), connections.to_vec(), pace, room.clone()));
+    let cpu = measured(run, measuring).await?;
     let due = pacer.await.context("the pacer failed")??;
     let all = u32::try_from(limit).context("the backlog's limit")?;
     // All of it is free again when the last request is counted.
@@ -130,11 +144,10 @@ async fn open(
     Ok((due, cpu))
 }
 
-async fn pace(
+async fn keep_pace(
     run: Arc<Run>,
     connections: Vec<Arc<Connection>>,
-    rate: f64,
-    arrivals: Arrivals,
+    (rate, arrivals): (f64, Arrivals),
     room: Arc<Semaphore>,
 ) -> Result<u64> {
     let plan = &run.site.plan;
@@ -181,7 +194,12 @@ fn send(run: &Arc<Run>, connection: &Arc<Connection>, request: Request, permit: 
 }
 
 /// Makes requests one after the other: how many within what is measured, and the CPU time that it took.
-async fn closed(run: &Arc<Run>, connections: &[Arc<Connection>], in_flight: usize) -> Result<(u64, CpuTime)> {
+async fn closed(
+    run: &Arc<Run>,
+    connections: &[Arc<Connection>],
+    in_flight: usize,
+    measuring: impl FnOnce(),
+) -> Result<(u64, CpuTime)> {
     let mut loops = JoinSet::new();
     let mut random = Random::new(run.site.plan.seed);
     for connection in connections {
@@ -189,7 +207,7 @@ async fn closed(run: &Arc<Run>, connections: &[Arc<Connection>], in_flight: usiz
             loops.spawn(one_by_one(run.clone(), connection.clone(), Random::new(random.bits())));
         }
     }
-    let cpu = measured(run).await?;
+    let cpu = measured(run, measuring).await?;
     let mut made = 0;
     while let Some(count) = loops.join_next().await {
         made += count.context("a loop failed")?;
@@ -217,8 +235,9 @@ async fn one_by_one(run: Arc<Run>, connection: Arc<Connection>, mut random: Rand
 }
 
 /// Waits for the end of what is measured: the CPU time of it.
-async fn measured(run: &Run) -> Result<CpuTime> {
+async fn measured(run: &Run, measuring: impl FnOnce()) -> Result<CpuTime> {
     sleep_until(run.instant(run.site.plan.warmup).into()).await;
+    measuring();
     let begin = CpuTime::now()?;
     sleep_until(run.instant(run.end()).into()).await;
     Ok(CpuTime::now()?.since(begin))

@@ -23,7 +23,8 @@ fn said_of(serve: impl Fn(TcpStream) + Send + 'static) -> String {
     let error = format!("{:#}", run(&plan).unwrap_err());
     assert!(start.elapsed() < Duration::from_secs(5), "{error}");
     println!("{error}");
-    error.strip_prefix(&format!("cannot use {url}: ")).unwrap_or_else(|| panic!("{error}")).to_owned()
+    let said = error.strip_prefix(&format!("cannot use {url}: ")).unwrap_or_else(|| panic!("{error}"));
+    said.trim_end_matches("; is it a TLS port? then write https://").to_owned()
 }
 
 /// Answers whatever comes first with these octets, and leaves the connection open.

@@ -93,14 +93,13 @@ impl Etcd {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Waits until a run has written its keys, and then for so long: how the tests meet a run in its middle.
-    pub fn within_run(&self, time: Duration) -> String {
+    /// Waits until a run of another process has written its keys: one of them.
+    pub fn key_of_a_run(&self) -> String {
         let start = Instant::now();
         loop {
-            let keys = self.etcdctl(&["get", "load/", "--prefix", "--keys-only", "--limit=1"]);
-            if !keys.trim().is_empty() {
-                thread::sleep(time);
-                return keys.trim().to_owned();
+            let key = self.etcdctl(&["get", "load/", "--prefix", "--keys-only", "--limit=1"]);
+            if !key.trim().is_empty() {
+                return key.trim().to_owned();
             }
             assert!(start.elapsed() < HEALTHY_LIMIT, "no run has begun");
         }

@@ -120,8 +120,11 @@ impl Recorder {
         }
     }
 
-    /// An attempt to connect again failed.
+    /// An attempt to connect again failed. It may be for a wrong answer: that counts as any other.
     pub fn not_connected(&mut self, at: Duration, failure: &Failure) {
+        if failure.kind == Kind::Wrong {
+            self.wrong(&failure.text);
+        }
         if self.window.contains(&at) {
             count(&mut self.connections.refused, failure);
         }
@@ -244,10 +247,11 @@ mod tests {
             recorder.failed(Operation::Put, ms(due), &Failure::new(kind, text));
         }
         recorder.wrong("an event");
+        recorder.not_connected(ms(1500), &Failure::wrong("another cluster"));
         assert_eq!(recorder.tally(Operation::Put).failed, 3);
         assert_eq!(recorder.errors().keys().copied().collect::<Vec<_>>(), ["timeout", "wrong"]);
         assert_eq!(recorder.errors()["timeout"], Counted { count: 2, example: "first".into() });
-        let wrong = Counted { count: 3, example: "a value whose checksum is wrong".into() };
+        let wrong = Counted { count: 4, example: "a value whose checksum is wrong".into() };
         assert_eq!(recorder.wrong_answers(), Some(&wrong));
         assert_eq!(recorder.gap().length, ms(1000));
     }

@@ -10,6 +10,8 @@ pub mod netlink;
 pub mod object;
 mod packet;
 pub mod probe;
+#[cfg(test)]
+mod schemas;
 pub mod secret;
 pub mod sync;
 pub mod units;

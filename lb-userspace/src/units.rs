@@ -15,6 +15,11 @@ pub fn count(number: u64) -> String {
     text
 }
 
+/// `1 flow`, `1,024 flows`: a noun whose plural ends in s.
+pub fn counted(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 /// `33.3 %`, `50 %`; `-` of nothing.
 pub fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
@@ -87,6 +92,7 @@ mod tests {
 
     #[test]
     fn they_read_well() {
+        assert_eq!([0, 1, 1024].map(|n| counted(n, "flow")), ["0 flows", "1 flow", "1,024 flows"]);
         assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(
             [0, 1023, 1024, 20 << 20, 1 << 30].map(octets),

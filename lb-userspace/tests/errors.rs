@@ -22,7 +22,11 @@ fn agent() {
     use agent::Error;
     let errors = [
         Error::Config("config.toml:1:13: not valid TOML".into()),
-        Error::Locked(agent::lock::Error::Held { key: "socket", path: "/run/a.sock.lock".into(), pid: Some(7) }),
+        Error::Locked(agent::lock::Error::Held {
+            key: "socket",
+            path: "/run/a.sock.lock".into(),
+            pid: Some(7),
+        }),
         Error::Locked(agent::lock::Error::Held { key: "pin_dir", path: "/sys/fs/bpf/a".into(), pid: None }),
         Error::Locked(agent::lock::Error::Io { path: "/run/a.sock.lock".into(), source: refused() }),
         Error::VipInUse {

@@ -12,19 +12,13 @@ use anyhow::ensure;
 use etcd_lb_tests::{
     Host, VIP, eventually,
     frames::arp_request,
+    hang::Hung,
     packet::RawSocket,
     pair::{LIMIT, Pair},
 };
 use lb_common::addr::Mac;
 use lb_core::vrrp::{AGENT_PATIENCE, Checksum, Family, Version, VirtualRouter, packet};
-use nix::{
-    sys::{
-        ptrace,
-        signal::Signal,
-        wait::{WaitPidFlag, waitpid},
-    },
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 
 /// What happens to an owner, one after the other, at one interval.
 fn takeovers(name: &str, interval: &str, clients: usize) {
@@ -227,27 +221,16 @@ fn busy_processors_make_no_takeover() {
     }
 }
 
-/// Stops a process's first thread, the agent's loop, and no other, for so long. In a thread of its own, which is the tracer.
-fn hang_loop(pid: u32, time: Duration) -> thread::JoinHandle<()> {
-    thread::spawn(move || {
-        let main = Pid::from_raw(pid.try_into().unwrap());
-        ptrace::seize(main, ptrace::Options::empty()).unwrap();
-        ptrace::interrupt(main).unwrap();
-        waitpid(main, Some(WaitPidFlag::__WALL)).unwrap();
-        thread::sleep(time);
-        ptrace::detach(main, None).unwrap();
-    })
-}
-
 #[test]
 fn an_agent_whose_loop_hangs_gives_the_vip_up() {
     let mut pair = Pair::start("pair_loop", "100ms", 4);
     let since = Instant::now();
-    let hang = hang_loop(pair.nodes[0].process().unwrap().pid(), Duration::from_secs(9));
+    let pid = pair.nodes[0].process().unwrap().pid();
+    let hang = Hung::first_thread(pid, Duration::from_secs(9)).unwrap();
     // Its thread goes on advertising until it has lost patience.
     pair.takeover("its loop hangs", 1, since, AGENT_PATIENCE + 3 * pair.interval);
     assert!(pair.watch.first(pair.macs[1], since).unwrap() > since + AGENT_PATIENCE - Duration::from_secs(2));
-    hang.join().unwrap();
+    hang.join();
     pair.restored();
     let events = pair.nodes[0].cli(&["events"]).unwrap();
     assert!(events.contains("active → backup: this node's agent hung"), "{events}");

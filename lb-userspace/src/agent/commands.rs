@@ -46,6 +46,7 @@ impl Agent {
                     Draining::End => "no longer draining",
                 };
                 info!(service, backend, address = %key.address, "{done}");
+                self.events.note("backend", format!("{service}/{backend}"), format!("{done}; by command"));
             }
             backends.push(DrainedBackend {
                 service,

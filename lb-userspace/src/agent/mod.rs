@@ -45,8 +45,8 @@ use tokio::{
 };
 use tracing::{error, info};
 
+pub use self::error::Error;
 use self::{
-    error::Error,
     notify::Notifier,
     pair::{Pair, PairNews},
     state::Agent,
@@ -116,6 +116,7 @@ async fn turn(
                 agent.tell_pair(Order::AgentLives);
                 agent.sweep();
                 agent.expire_capture();
+                agent.note_fencing();
                 agent.reach_clients().await;
             }
             () = resets::due(agent.plane.resets_due_ns()) => agent.end_flows(),

@@ -1,5 +1,6 @@
 //! This node's part in a pair: the thread that advertises, and what it is told and tells.
 
+mod fencing;
 mod hold;
 mod notify;
 
@@ -36,6 +37,8 @@ pub(super) struct Pair {
     pub(super) role: Role,
     /// Changes to active, backup and fault, in the order of [`TRANSITIONS`].
     pub(super) transitions: [u64; 3],
+    /// Whether it was fenced when that was last looked at.
+    was_fenced: bool,
     /// Why the node cannot serve.
     fault: Option<String>,
     notifications: Option<Notifications>,
@@ -76,6 +79,7 @@ impl Pair {
             thread: None,
             role: Role::Backup,
             transitions: [0; 3],
+            was_fenced: false,
             fault: None,
             notifications: vrrp.notify.clone().map(Notifications::new),
             hold: None,

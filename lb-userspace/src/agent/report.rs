@@ -7,7 +7,6 @@ use lb_core::{
     desired::BackendKey,
     etcd::{self, Member},
     health::State,
-    vrrp,
 };
 use tracing::warn;
 
@@ -56,10 +55,7 @@ impl Agent {
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             role: self.pair.as_ref().map_or(Role::Standalone, Pair::status_role),
-            fenced: self
-                .pair
-                .as_ref()
-                .is_some_and(|pair| pair.role == vrrp::Role::Active && !pair.owns_vips()),
+            fenced: self.pair.as_ref().is_some_and(Pair::is_fenced),
             interfaces: self
                 .config
                 .interfaces

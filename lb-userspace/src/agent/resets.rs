@@ -14,6 +14,7 @@ use super::{state::Agent, world};
 use crate::{
     api::command::{DrainRequest, RebalanceAnswer, RebalancedBackend, ResetAnswer, ResetRequest},
     dataplane::{Reason, monotonic_ns},
+    units,
 };
 
 /// Waits until flows are to be ended, or the ends of those that were are to be told; for ever if there are none.
@@ -91,17 +92,24 @@ impl Agent {
                     }
                 }
                 info!(backend = name, flows, "flows reset by command");
+                self.note_reset(name, flows);
                 flows
             }
             (None, Some(client)) => {
                 let flows = u64::from(self.plane.reset_client(client, Reason::Operator));
                 info!(%client, flows, "flows reset by command");
+                // Events are shown on the page too, which shows no client's address.
+                self.note_reset("a client", flows);
                 flows
             }
             _ => return Err("name either a backend or a client".into()),
         };
         self.census_at = None;
         Ok(ResetAnswer { flows })
+    }
+
+    fn note_reset(&mut self, of: &str, flows: u64) {
+        self.events.note("flows", of, format!("{} reset; by command", units::counted(flows, "flow")));
     }
 
     /// The operator's `rebalance`.

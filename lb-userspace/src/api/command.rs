@@ -100,6 +100,7 @@ pub struct DrainRequest {
 
 /// What a drain or undrain did.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DrainAnswer {
     /// Each service that holds the backend.
     pub backends: Vec<DrainedBackend>,
@@ -107,6 +108,7 @@ pub struct DrainAnswer {
 
 /// A backend of a service after a drain or undrain.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DrainedBackend {
     /// The service.
     pub service: String,
@@ -134,6 +136,7 @@ pub struct ResetRequest {
 
 /// What a reset did.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ResetAnswer {
     /// Established flows that were reset.
     pub flows: u64,
@@ -150,6 +153,7 @@ pub struct RebalanceRequest {
 
 /// What a rebalance did, or would do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RebalanceAnswer {
     /// Nothing was reset.
     pub dry_run: bool,
@@ -159,6 +163,7 @@ pub struct RebalanceAnswer {
 
 /// A backend of a service, rebalanced.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RebalancedBackend {
     /// The service.
     pub service: String,
@@ -183,6 +188,18 @@ pub struct ReloadAnswer {
     pub warnings: Vec<String>,
 }
 
+/// What `check-config` found.
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CheckReport {
+    /// The config can be used.
+    pub ok: bool,
+    /// All that is wrong with it, each with its place; null: nothing.
+    pub error: Option<String>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
 /// Which flows to list; what is absent does not restrict.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -200,6 +217,7 @@ pub struct FlowQuery {
 
 /// Flows, at most [`FLOW_LIMIT`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FlowList {
     /// The flows, by backend and NAT port.
     pub flows: Vec<FlowEntry>,
@@ -212,6 +230,7 @@ pub const FLOW_LIMIT: usize = 10_000;
 
 /// One flow.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FlowEntry {
     /// The client, `IP:port`.
     pub client: String,

@@ -11,12 +11,13 @@ const KEPT: usize = 1000;
 
 /// A change of state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Event {
     /// Counts from 1 since the agent's start.
     pub number: u64,
     /// When, RFC 3339, UTC.
     pub at: String,
-    /// `role`, `backend`, `service`, `sync`, `config` or `vip`.
+    /// `role`, `vip`, `backend`, `service`, `discovery`, `flows`, `sync` or `config`.
     pub kind: String,
     /// What it is about: a backend as SERVICE/BACKEND, a service, a peer, a VIP.
     pub subject: String,

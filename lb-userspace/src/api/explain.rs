@@ -22,6 +22,7 @@ pub struct ExplainQuery {
 
 /// An explanation for each service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExplainAnswer {
     /// In the config's order.
     pub services: Vec<ServiceExplanation>,
@@ -29,6 +30,7 @@ pub struct ExplainAnswer {
 
 /// Where a client's connection to a service goes, or would go now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ServiceExplanation {
     /// The service.
     pub service: String,
@@ -64,6 +66,7 @@ pub struct ServiceExplanation {
 
 /// A backend that was asked and passed over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PassedOver {
     /// Its name.
     pub backend: String,
@@ -73,6 +76,7 @@ pub struct PassedOver {
 
 /// A backend, as a choice sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExplainedBackend {
     /// Its name.
     pub backend: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The state of this node and all it balances.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// Version of the agent.
     pub version: String,
@@ -20,12 +21,13 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// The flow table.
     pub flow_table: FlowTableStatus,
-    /// The other node of the pair; absent on a standalone node.
+    /// The other node of the pair, the worst of several; null on a standalone node.
     pub peer: Option<PeerStatus>,
 }
 
 /// Roles of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// It owns the VIPs.
@@ -55,6 +57,7 @@ impl Role {
 
 /// An interface that the program is attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
@@ -64,6 +67,7 @@ pub struct InterfaceStatus {
 
 /// The veth pair by which clients and members on this node are served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NodeStatus {
     /// Its near end's name.
     pub interface: String,
@@ -75,6 +79,7 @@ pub struct NodeStatus {
 
 /// A service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
@@ -106,6 +111,7 @@ impl ServiceStatus {
 
 /// A backend of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BackendStatus {
     /// Its name.
     pub name: String,
@@ -164,6 +170,7 @@ pub struct BackendStatus {
 /// What goes through a backend: totals, and rates over the last second or so. *In* is toward the backend, octets are those of IP
 /// packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Traffic {
     /// Connections begun.
     pub connections: u64,
@@ -194,6 +201,7 @@ pub const BACKEND_STATES: [&str; 5] = ["healthy", "down", "draining", "starting"
 
 /// How full the flow table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FlowTableStatus {
     /// Established flows.
     pub used: u64,
@@ -203,6 +211,7 @@ pub struct FlowTableStatus {
 
 /// The other node of the pair.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PeerStatus {
     /// Where it listens.
     pub address: String,

@@ -132,8 +132,8 @@ impl Capture {
         let outcome = outcome.and_then(|()| Ok(writer.flush()?));
         let lost = captures.lost().map_err(|error| operation(&error))?;
         eprintln!(
-            "{} packets captured, {} lost{}",
-            units::count(writer.packets()),
+            "{} captured, {} lost{}",
+            units::counted(writer.packets(), "packet"),
             units::count(lost),
             if lost > 0 { ": narrow it with --client or --backend, or keep less with --snaplen" } else { "" }
         );
@@ -200,7 +200,7 @@ impl Capture {
 
     fn bounds(&self) -> String {
         let bounds = [
-            (self.packets > 0).then(|| format!("{} packets", units::count(self.packets))),
+            (self.packets > 0).then(|| units::counted(self.packets, "packet")),
             (self.seconds > 0.0).then(|| format!("{} s", self.seconds)),
         ];
         let bounds: Vec<String> = bounds.into_iter().flatten().collect();

@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use etcd_lb::agent::files;
+use etcd_lb::{agent::files, api::command::CheckReport, units};
 use lb_core::config::Warning;
-use serde_json::json;
 
 use super::{DEFAULT_CONFIG, Failure, print_json};
 
@@ -26,10 +25,10 @@ impl CheckConfig {
         if self.json {
             let (error, warnings) = match &loaded {
                 Ok(loaded) => (None, &loaded.warnings[..]),
-                Err(error) => (Some(error), &[][..]),
+                Err(error) => (Some(error.clone()), &[][..]),
             };
-            let warnings: Vec<_> = warnings.iter().map(Warning::to_string).collect();
-            print_json(&json!({ "ok": error.is_none(), "error": error, "warnings": warnings }))?;
+            let warnings = warnings.iter().map(Warning::to_string).collect();
+            print_json(&CheckReport { ok: error.is_none(), error, warnings })?;
         }
         let loaded = loaded.map_err(Failure::Config)?;
         if !self.json {
@@ -39,9 +38,10 @@ impl CheckConfig {
             let config = &loaded.config;
             let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
             println!(
-                "{}: good, {} services, {backends} backends",
+                "{}: good, {}, {}",
                 self.config.display(),
-                config.services.len()
+                units::counted(config.services.len() as u64, "service"),
+                units::counted(backends as u64, "backend")
             );
         }
         Ok(())

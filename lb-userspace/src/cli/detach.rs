@@ -10,6 +10,7 @@ use etcd_lb::{
     agent::lock,
     dataplane,
     netlink::{groups, node_link},
+    units,
 };
 
 use super::{DEFAULT_CONFIG, Failure};
@@ -48,7 +49,10 @@ impl Detach {
         let pin_dir = pin_dir.display();
         match (report.found, report.interfaces.len()) {
             (false, _) => println!("{pin_dir}: nothing is pinned there"),
-            (true, count) => println!("{pin_dir}: detached from {count} interfaces, maps removed"),
+            (true, count) => println!(
+                "{pin_dir}: detached from {}, maps removed",
+                units::counted(count as u64, "interface")
+            ),
         }
         Ok(())
     }

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use etcd_lb::doctor::{self, Finding, Level};
+use etcd_lb::{
+    doctor::{self, Finding, Level},
+    units,
+};
 
 use super::{DEFAULT_CONFIG, Failure, colours, print_json, table::indented};
 
@@ -35,11 +38,14 @@ impl Doctor {
             print_json(&findings)?;
         } else {
             findings.iter().for_each(|finding| print!("{}", render(finding, colours())));
-            println!("\n{errors} errors, {warnings} warnings, {} looked at", findings.len());
+            let [errors, warnings] =
+                [(errors, "error"), (warnings, "warning")].map(|(n, noun)| units::counted(n as u64, noun));
+            println!("\n{errors}, {warnings}, {} looked at", findings.len());
         }
         match errors {
             0 => Ok(()),
             // It has been said above what.
+            1 => Err(Failure::Operation("one of these would break something".into())),
             errors => Err(Failure::Operation(format!("{errors} of these would break something"))),
         }
     }

@@ -59,12 +59,12 @@ impl Which {
         }
         for backend in &answer.backends {
             println!(
-                "{} ({}) in service {}: {}, {} flows",
+                "{} ({}) in service {}: {}, {}",
                 backend.backend,
                 backend.address,
                 backend.service,
                 if backend.changed { done } else { done_before },
-                units::count(backend.flows),
+                units::counted(backend.flows, "flow"),
             );
         }
         Ok(())

@@ -33,7 +33,7 @@ impl Reset {
         if self.json {
             return print_json(&answer);
         }
-        println!("{} flows reset", units::count(answer.flows));
+        println!("{} reset", units::counted(answer.flows, "flow"));
         Ok(())
     }
 }

@@ -71,6 +71,9 @@ fn outcome(service: &Service, report: &Report, subject: &str, findings: &mut Fin
         Some(probe::Step::Connect) => {
             "see that etcd runs and listens on this address (--listen-client-urls), and that no firewall drops this host"
         }
+        Some(_) if reason.contains("timed out") => {
+            "something there does not answer in time: see whether etcd hangs (its log, its disk, `systemctl status etcd`)"
+        }
         Some(probe::Step::Tls) => {
             "compare ca_file, cert_file and server_name with the member's certificate, as it says"
         }

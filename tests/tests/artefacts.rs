@@ -120,6 +120,28 @@ fn kubernetes_knows_every_field() {
 }
 
 #[test]
+fn what_the_manifests_refer_to_is_there() {
+    for pod in [static_pod(), daemonset_pod()] {
+        let volumes: BTreeSet<_> = pod.volumes.iter().flatten().map(|volume| volume.name.clone()).collect();
+        let mounts = container(&pod).volume_mounts.iter().flatten();
+        assert_eq!(mounts.map(|mount| mount.name.clone()).collect::<BTreeSet<_>>(), volumes);
+        let bpffs =
+            container(&pod).volume_mounts.iter().flatten().find(|mount| mount.name == "bpffs").unwrap();
+        assert_eq!((&*bpffs.mount_path, bpffs.read_only), ("/sys/fs/bpf", None));
+        // A container that is not privileged may have this or none.
+        assert_eq!(bpffs.mount_propagation.as_deref(), Some("HostToContainer"));
+    }
+    let spec = of_kind::<DaemonSet>("DaemonSet").spec.unwrap();
+    assert_eq!(spec.selector.match_labels, spec.template.metadata.unwrap().labels);
+    let pod = daemonset_pod();
+    let config_map = pod.volumes.iter().flatten().find_map(|volume| volume.config_map.clone()).unwrap();
+    assert_eq!(Some(config_map.name), of_kind::<ConfigMap>("ConfigMap").metadata.name);
+    let secret = pod.volumes.iter().flatten().find_map(|volume| volume.secret.clone()).unwrap();
+    assert_eq!(secret.default_mode, Some(0o400), "keys that others can read are refused");
+    assert_eq!(pod.service_account_name, of_kind::<ServiceAccount>("ServiceAccount").metadata.name);
+}
+
+#[test]
 fn an_unknown_field_is_noticed() {
     let text = read("deploy/kubernetes/static-pod.yaml");
     for (right, wrong, place) in [

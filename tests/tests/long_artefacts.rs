@@ -74,6 +74,15 @@ fn bird_reads_its_files() {
 }
 
 #[test]
+fn kubernetes_schemas_hold_from_the_oldest_on() {
+    for version in ["1.30", "1.33", "1.37"] {
+        let mut validate = Command::new(tool("kubernetes-validate"));
+        validate.args(["--strict", "--kubernetes-version", version, "static-pod.yaml", "daemonset.yaml"]);
+        succeeds(validate.current_dir(format!("{ROOT}/deploy/kubernetes")));
+    }
+}
+
+#[test]
 fn linters_find_nothing() {
     let container = format!("{ROOT}/deploy/container");
     succeeds(Command::new(tool("hadolint")).arg("Containerfile").current_dir(&container));

@@ -90,11 +90,14 @@ install() {
         apt-cache policy "$package" | grep 'Candidate: [^(]' >/dev/null || unavailable "$package"
     done
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
-    # Debian starts a service as it installs it; the lab runs its own members, and this machine asked for none.
-    if [[ " ${missing[*]} " == *" etcd-server "* ]] && systemctl is-active --quiet etcd 2>/dev/null; then
-        say "stopping the etcd service that came with its package"
-        as_root systemctl disable --quiet --now etcd
-    fi
+    # Debian starts a service as it installs it; the lab runs its own members, and this machine asked for none of these.
+    local service
+    for service in etcd-server:etcd bird2:bird; do
+        if [[ " ${missing[*]} " == *" ${service%:*} "* ]] && systemctl is-active --quiet "${service#*:}" 2>/dev/null; then
+            say "stopping the ${service#*:} service that came with its package"
+            as_root systemctl disable --quiet --now "${service#*:}"
+        fi
+    done
 }
 
 installed() {

@@ -70,7 +70,10 @@ impl Task {
             Self::Demo => return lab::exec(&["demo".to_owned()]),
             Self::Test(options) => return test::run(&options),
             Self::Bench { quick, json } => return bench::run(quick, json.as_deref()),
-            Self::Tidy => tidy::check(&cargo::workspace_root()?)?,
+            Self::Tidy => {
+                tidy::check(&cargo::workspace_root()?)?;
+                tidy::docs(&cargo::workspace_root()?)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

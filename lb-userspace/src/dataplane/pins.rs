@@ -52,9 +52,7 @@ impl PinDir {
     /// [`Error::NotBpffs`], [`Error::PinDir`].
     pub(super) fn prepare(dir: &Path) -> Result<Self, Error> {
         match DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(Error::NotBpffs { dir: dir.into(), mount: dir.parent().unwrap_or(dir).into() })
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_bpffs(dir)),
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(Error::pin("create the directory", dir)(error))
             }
@@ -72,7 +70,7 @@ impl PinDir {
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
         let opened = File::open(dir).map_err(Error::pin("open", dir))?;
         if file_system(&opened).map_err(Error::pin("look at", dir))? != BPF_FS_MAGIC {
-            return Err(Error::NotBpffs { dir: dir.into(), mount: dir.parent().unwrap_or(dir).into() });
+            return Err(not_bpffs(dir));
         }
         Ok(Self { dir: dir.into() })
     }
@@ -187,6 +185,11 @@ impl PinDir {
         let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
         entries.map(name).collect::<io::Result<_>>().map_err(Error::pin("list", &self.dir))
     }
+}
+
+fn not_bpffs(dir: &Path) -> Error {
+    let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.into());
+    Error::NotBpffs { dir: dir.into(), mount: whole.parent().unwrap_or(&whole).into() }
 }
 
 fn is_ours(file: &str) -> bool {

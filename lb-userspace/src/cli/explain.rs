@@ -105,17 +105,3 @@ fn table(service: &ServiceExplanation) -> Table {
     }
     table
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clients_are_addresses_with_or_without_a_port() {
-        assert_eq!(client_of("10.0.2.7"), Ok(("10.0.2.7".parse().unwrap(), None)));
-        assert_eq!(client_of("10.0.2.7:40123"), Ok(("10.0.2.7".parse().unwrap(), Some(40_123))));
-        assert_eq!(client_of("fd00::7"), Ok(("fd00::7".parse().unwrap(), None)));
-        assert_eq!(client_of("[fd00::7]:1"), Ok(("fd00::7".parse().unwrap(), Some(1))));
-        assert!(client_of("etcd-1").is_err());
-    }
-}

@@ -78,7 +78,12 @@ fn read_top(top: &Section<'_>) -> Option<Config> {
     let flow_log = top.optional("flow_log");
     let services: Vec<_> = top.sections("service", &schema::SERVICE).iter().map(service::read).collect();
     let vrrp = top.section("vrrp", &schema::VRRP).map(|s| pair::read_vrrp(&s, interfaces.as_deref()));
-    let sync = top.section("sync", &schema::SYNC).map(|s| pair::read_sync(&s));
+    let sync = top.section("sync", &schema::SYNC).map(|s| {
+        if vrrp.is_none() {
+            s.warn("listen", "`[sync]` without `[vrrp]` shares no flow: only a node that has the VIPs in a pair sends its own");
+        }
+        pair::read_sync(&s)
+    });
     let api = top.section_or_defaults("api", &schema::API).and_then(|s| read_api(&s));
     Some(Config {
         interfaces: interfaces?,

@@ -185,7 +185,8 @@ fn everything_written_gives_no_warning() {
 #[test]
 fn warnings_for_what_is_probably_not_meant() {
     let text = MINIMAL.replace(":2379\"", ":2380\"")
-        + "[service.health]\nkind = \"tcp\"\npath = \"/health\"\ninterval = \"500ms\"\n";
+        + "[service.health]\nkind = \"tcp\"\npath = \"/health\"\ninterval = \"500ms\"\n"
+        + "[sync]\nlisten = \"10.0.1.2:3780\"\npeer = \"10.0.1.3:3780\"\nkey_file = \"/k\"\n";
     let (config, warnings) = parse(&text, "c").unwrap();
     assert_eq!(config.services[0].health.timing.fast_interval, Duration::from_millis(200));
     let warnings: Vec<_> =
@@ -197,6 +198,7 @@ fn warnings_for_what_is_probably_not_meant() {
             "c:11:1: `timeout` is longer than `interval`: a probe that takes its whole timeout delays the next one, \
              which then follows at once",
             "c:13:8: `path` has no effect with `kind = \"tcp\"`; only \"http\" uses it",
+            "c:16:10: `[sync]` without `[vrrp]` shares no flow: only a node that has the VIPs in a pair sends its own",
         ]
     );
 }

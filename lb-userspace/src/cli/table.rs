@@ -1,9 +1,21 @@
-//! Tables of at most a hundred columns.
+//! Tables of at most a hundred columns, and no wider than the terminal.
+
+use std::io::IsTerminal as _;
+
+use ratatui::crossterm::terminal;
 
 /// Columns of a line at most.
 const WIDTH: usize = 100;
+/// A terminal narrower than this is taken for one of this width.
+const NARROWEST: usize = 60;
 /// Columns before each line.
 const INDENT: usize = 2;
+
+/// Columns that a line may take.
+fn width() -> usize {
+    let terminal = std::io::stdout().is_terminal().then(terminal::size).and_then(Result::ok);
+    terminal.map_or(WIDTH, |(columns, _)| usize::from(columns).clamp(NARROWEST, WIDTH))
+}
 
 /// How a column is aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +37,20 @@ pub(super) enum Colour {
 pub(super) struct Table {
     columns: Vec<(&'static str, Align)>,
     rows: Vec<(Colour, Vec<String>)>,
+    width: usize,
+}
+
+/// How a table is laid out.
+struct Shape {
+    widths: Vec<usize>,
+    indent: usize,
+    gap: usize,
 }
 
 impl Table {
     /// A table without rows.
     pub(super) fn new(columns: &[(&'static str, Align)]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+        Self { columns: columns.to_vec(), rows: Vec::new(), width: width() }
     }
 
     /// Adds a row: a cell for each column.
@@ -42,19 +62,19 @@ impl Table {
 
     /// The lines, each ended.
     pub(super) fn render(&self, colours: bool) -> String {
-        let widths = self.widths();
+        let Shape { widths, indent, gap } = self.shape();
         let mut text = String::new();
         let names = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
         for (colour, cells) in std::iter::once(&(Colour::Plain, names)).chain(&self.rows) {
-            let mut line = " ".repeat(INDENT);
+            let mut line = " ".repeat(indent);
             for (place, ((cell, width), (name, align))) in
                 cells.iter().zip(&widths).zip(&self.columns).enumerate()
             {
                 let cell = cut(cell, *width);
                 let fill = " ".repeat(width - cell.chars().count());
-                let gap = if place == 0 { "" } else { "  " };
+                let gap = if place == 0 { String::new() } else { " ".repeat(gap) };
                 let cell = if *name == "STATE" && colours { painted(&cell, *colour) } else { cell };
-                line += gap;
+                line += &gap;
                 line += &match align {
                     Align::Left => cell + &fill,
                     Align::Right => fill + &cell,
@@ -68,29 +88,42 @@ impl Table {
 
     /// Whether this cell of the last column is shown in part only.
     pub(super) fn cuts(&self, cell: &str) -> bool {
-        self.widths().last().is_some_and(|width| cell.chars().count() > *width)
+        self.shape().widths.last().is_some_and(|width| cell.chars().count() > *width)
     }
 
-    fn widths(&self) -> Vec<usize> {
-        let mut widths: Vec<_> = self.columns.iter().map(|(name, _)| name.len()).collect();
+    /// As it fits: the last column gives way first, then the gaps, then the widest of the others.
+    fn shape(&self) -> Shape {
+        let mut natural: Vec<_> = self.columns.iter().map(|(name, _)| name.len()).collect();
         for (_, cells) in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(cells) {
+            for (width, cell) in natural.iter_mut().zip(cells) {
                 *width = cell.chars().count().max(*width);
             }
         }
-        // The last column gives way first, then the widest of the others.
-        let line =
-            |widths: &[usize]| INDENT + widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
-        if let Some((last, rest)) = widths.split_last_mut() {
-            let before = INDENT + rest.iter().sum::<usize>() + 2 * rest.len();
-            let least = self.columns.last().map_or(0, |(name, _)| name.len());
-            *last = (*last).min(WIDTH.saturating_sub(before)).max(least);
+        let wide = self.fitted(natural.clone(), INDENT, 2);
+        if wide.length() <= self.width {
+            return wide;
         }
-        while line(&widths) > WIDTH {
-            let Some(widest) = widths.iter_mut().max() else { break };
+        let mut narrow = self.fitted(natural, 0, 1);
+        while narrow.length() > self.width {
+            let Some(widest) = narrow.widths.iter_mut().max() else { break };
             *widest -= 1;
         }
-        widths
+        narrow
+    }
+
+    fn fitted(&self, mut widths: Vec<usize>, indent: usize, gap: usize) -> Shape {
+        if let Some((last, rest)) = widths.split_last_mut() {
+            let before = indent + rest.iter().sum::<usize>() + gap * rest.len();
+            let least = self.columns.last().map_or(0, |(name, _)| name.len());
+            *last = (*last).min(self.width.saturating_sub(before)).max(least);
+        }
+        Shape { widths, indent, gap }
+    }
+}
+
+impl Shape {
+    fn length(&self) -> usize {
+        self.indent + self.widths.iter().sum::<usize>() + self.gap * self.widths.len().saturating_sub(1)
     }
 }
 
@@ -101,11 +134,12 @@ pub(super) fn wrapped(text: &str) -> String {
 
 /// The same with other indents: of the first line, and of those after it.
 pub(super) fn indented(text: &str, first: usize, rest: usize) -> String {
+    let width = width();
     let mut lines = String::new();
     let mut line = " ".repeat(first);
     for word in text.split_whitespace() {
         let fresh = line.trim().is_empty();
-        if !fresh && line.chars().count() + 1 + word.chars().count() > WIDTH {
+        if !fresh && line.chars().count() + 1 + word.chars().count() > width {
             lines += &line;
             lines.push('\n');
             line = " ".repeat(rest) + word;
@@ -148,6 +182,35 @@ mod tests {
         table.row(Colour::Plain, ["n".repeat(150), "7".into(), "y".repeat(150)]);
         let text = table.render(false);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
-        assert!(text.contains("  7  "));
+        assert!(text.contains(" 7 "));
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_narrow_gaps_before_cells_are_cut() {
+        let columns = ["BACKEND", "ADDRESS", "STATE", "ETCD", "FLOWS", "SLOTS", "CHECKED", "SINCE", "REASON"];
+        let cells = [
+            "etcd-1",
+            "10.0.1.11:2379",
+            "healthy",
+            "3.4.23 leader",
+            "4",
+            "33.3 %",
+            "370 ms",
+            "1 s",
+            "probe passed",
+        ];
+        let of_width = |width| {
+            let mut table = Table::new(&columns.map(|name| (name, Align::Left)));
+            table.width = width;
+            table.row(Colour::Plain, cells.map(str::to_owned));
+            table.render(false)
+        };
+        let (wide, narrow) = (of_width(100), of_width(80));
+        assert!(wide.contains("  etcd-1   10.0.1.11:2379  healthy  3.4.23 leader  "), "{wide}");
+        assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
+        assert!(
+            narrow.contains("10.0.1.11:2379 healthy 3.4.23 leader") && narrow.contains("probe p…"),
+            "{narrow}"
+        );
     }
 }

@@ -31,7 +31,7 @@ const PAIR: &str = include_str!("../../docs/pair.md");
 const LIMIT: Duration = Duration::from_secs(20);
 const CLIENTS: usize = 12;
 /// What changes nothing, so that it can be asked again.
-const LOOKS: [&str; 13] = [
+const LOOKS: [&str; 14] = [
     "etcd-lb status",
     "etcd-lb flows",
     "etcd-lb events",
@@ -43,6 +43,7 @@ const LOOKS: [&str; 13] = [
     "etcdctl member list",
     // These are refused while a member is new, or not in step yet.
     "etcdctl member add",
+    "etcdctl member remove",
     "etcdctl member promote",
     "curl ",
     "openssl s_client",

@@ -2,7 +2,7 @@
 //! the configs that README.md and `docs/pair.md` show, and print what it shows (`etcd_lb_tests::guide` says how loosely that is
 //! compared). What clients notice of each runbook is printed.
 //!
-//! Not as on an operator's hosts: `systemctl` and `apt-get` are done by the lab, paths are the lab's, and `drain_timeout` is short.
+//! Not as on an operator's hosts: `systemctl`, `apt-get` and `arping` are done by the lab, paths are the lab's, and `drain_timeout` is short.
 //! A command that only looks is given until it shows what the guide shows, as an operator would look again.
 #![allow(clippy::unwrap_used, reason = "also in the helpers a failure is the test's")]
 
@@ -218,6 +218,10 @@ impl Scene {
             ["apt-get", "install", .., "etcd-server"] => {
                 let newer = self.newer.clone();
                 self.cluster.member_mut(&step.host).use_program(&newer);
+            }
+            // There are two programs of that name, and neither need be here.
+            ["arping", .., vip] => {
+                drop(self.host("client").output("ip", &["neighbour", "flush", "to", vip])?)
             }
             _ => return self.shell(step),
         }

@@ -137,7 +137,7 @@ impl Scene {
             clients: CLIENTS,
             interval: Duration::from_millis(20),
             reconnect: true,
-            ..Options::default()
+            timeout: Duration::from_secs(2),
         };
         let vip = SocketAddr::from((VIP, CLIENT_PORT));
         let fleet = Fleet::start(lab.host("client-1"), vip, &cluster.pki, options).unwrap();
@@ -190,6 +190,18 @@ impl Scene {
             let table = if host.starts_with("lb") { "etcd_lb" } else { "etcd" };
             self.host(host).output("nft", &["delete", "table", "inet", table]).unwrap();
         }
+    }
+
+    /// Every client is connected and gets answers.
+    fn served(&self) {
+        eventually(LIMIT, "every client is served", || {
+            let broken = self.fleet.broken().len();
+            self.fleet.wait_progress(3, LIMIT)?;
+            let alive = self.fleet.alive().len();
+            ensure!(alive == CLIENTS && self.fleet.broken().len() == broken, "{alive} of {CLIENTS}");
+            Ok(())
+        })
+        .unwrap();
     }
 
     fn step(&mut self, step: &Step) -> Result<()> {
@@ -337,7 +349,6 @@ fn the_runbooks_do_what_they_say() {
     scene.firewalls();
     println!("| and the firewalls are tried | {:.1} s |", begun.elapsed().as_secs_f64());
     for runbook in &runbooks {
-        scene.fleet.wait_progress(3, LIMIT).unwrap();
         let (broken, begun) = (scene.fleet.broken().len(), Instant::now());
         scene.fleet.longest_wait();
         for step in &runbook.steps {
@@ -353,7 +364,7 @@ fn the_runbooks_do_what_they_say() {
             }
         }
         let took = begun.elapsed().as_secs_f64();
-        scene.fleet.wait_progress(3, LIMIT).unwrap();
+        scene.served();
         println!(
             "| {} | {took:.1} s | {} of {CLIENTS} connections broken | longest wait {:.2} s |",
             runbook.name,

@@ -30,6 +30,9 @@ const PAIR: &str = include_str!("../../docs/pair.md");
 /// How long what must happen may take on a machine with other things to do.
 const LIMIT: Duration = Duration::from_secs(20);
 const CLIENTS: usize = 12;
+/// Runbooks that break no connection, as the guide's table says.
+const UNNOTICED: [&str; 7] =
+    ["look", "upgrade-backup", "upgrade-active", "failover", "failback", "replace-member", "certificate"];
 /// What changes nothing, so that it can be asked again.
 const LOOKS: [&str; 14] = [
     "etcd-lb status",
@@ -364,18 +367,18 @@ fn the_runbooks_do_what_they_say() {
             }
         }
         let took = begun.elapsed().as_secs_f64();
-        scene.served();
+        // After it nobody has the VIP: the next one is about that.
+        if runbook.name != "bypass" {
+            scene.served();
+        }
+        let broken = scene.fleet.broken().len() - broken;
         println!(
-            "| {} | {took:.1} s | {} of {CLIENTS} connections broken | longest wait {:.2} s |",
+            "| {} | {took:.1} s | {broken} of {CLIENTS} connections broken | longest wait {:.2} s |",
             runbook.name,
-            scene.fleet.broken().len() - broken,
             scene.fleet.longest_wait().as_secs_f64()
         );
+        if UNNOTICED.contains(&runbook.name.as_str()) {
+            assert_eq!(broken, 0, "{}: the guide says that no connection breaks", runbook.name);
+        }
     }
-}
-
-#[test]
-fn a_wrong_command_or_output_is_found() {
-    let wrong = guide::compare(&["etcd-2 (10.0.1.12:2379) in service etcd: draining, 4 flows".into()], "");
-    assert!(wrong.unwrap_err().to_string().contains("draining"));
 }

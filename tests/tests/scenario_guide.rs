@@ -236,7 +236,7 @@ impl Scene {
             }
             // There are two programs of that name, and neither need be here.
             ["arping", .., vip] => {
-                drop(self.host("client").output("ip", &["neighbour", "flush", "to", vip])?)
+                self.host("client").output("ip", &["neighbour", "flush", "to", vip])?;
             }
             _ => return self.shell(step),
         }

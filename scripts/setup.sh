@@ -7,8 +7,8 @@ set -euo pipefail
 
 # What links the build, and what demo and tests run: Debian's and Ubuntu's names.
 build_packages=(gcc libc6-dev)
-runtime_packages=(bpftool dnsmasq-base ethtool etcd-client etcd-server git haproxy iperf3 iproute2 iputils-ping keepalived
-    nftables procps tcpdump tshark)
+runtime_packages=(bpftool curl dnsmasq-base ethtool etcd-client etcd-server git haproxy iperf3 iproute2 iputils-ping keepalived
+    nftables openssl procps tcpdump tshark)
 # A rustc with its sources, for machines whose rustup has no nightly with rust-src, and what builds bpf-linker for it.
 rustc_packages=(rustc-web rust-web-src)
 llvm=22

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
@@ -133,6 +133,15 @@ impl Cluster {
             // Refused as unhealthy until the members have been connected for 5 s.
             self.etcdctl(host, &self.endpoints(), &["member", "add", host.name(), "--learner", &url])
         })?;
+        self.start_added(host)
+    }
+
+    /// Starts a member on this host that the cluster was told of.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start_added(&mut self, host: &Host) -> Result<()> {
         let peers: Vec<String> = self.members.iter().map(Member::host).chain([host]).map(peer).collect();
         let mut member = Member::new(host, &self.authority, &self.pki, &self.setup, peers.join(","))?;
         member.joins = true;
@@ -317,6 +326,11 @@ impl Member {
     /// Its id in the cluster.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Runs from the next start on another program.
+    pub fn use_program(&mut self, program: &Path) {
+        self.setup.program = program.to_path_buf();
     }
 
     /// Where clients reach it directly.

@@ -26,6 +26,7 @@ pub mod fleet;
 pub mod flow_log;
 pub mod frames;
 pub mod fuzz;
+pub mod guide;
 pub mod hang;
 pub mod held;
 pub mod host;

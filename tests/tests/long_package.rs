@@ -48,7 +48,10 @@ fn packages() -> &'static Packages {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             target.join(format!("debian/etcd-lb_{version}_amd64.deb"))
         };
-        let older = build(OLDER);
+        // cargo-deb removes what it made before.
+        let built = build(OLDER);
+        let older = Path::new(env!("CARGO_TARGET_TMPDIR")).join(built.file_name().unwrap());
+        fs::rename(built, &older).unwrap();
         let newer = build(&format!("{}-1", env!("CARGO_PKG_VERSION")));
         Packages { older, newer }
     })

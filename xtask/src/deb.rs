@@ -38,7 +38,10 @@ fn generate(binary: &Path, dir: &Path, version: &str) -> Result<()> {
     }
     let completions = dir.join("completions");
     fs::create_dir_all(&completions).with_context(|| format!("making {}", completions.display()))?;
-    output(Command::new(binary).arg("man").arg(dir.join("man")))?;
+    let man = dir.join("man");
+    output(Command::new(binary).arg("man").arg(&man))?;
+    // Without name and time, so that the same source makes the same package.
+    output(Command::new("gzip").args(["-9", "--no-name", "--recursive"]).arg(&man))?;
     for (shell, file) in [("bash", "etcd-lb"), ("zsh", "_etcd-lb"), ("fish", "etcd-lb.fish")] {
         let script = output(Command::new(binary).args(["completions", shell]))?;
         fs::write(completions.join(file), script).with_context(|| format!("writing {file}"))?;

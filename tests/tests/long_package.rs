@@ -19,7 +19,10 @@ use etcd_lb_tests::{
     eventually,
     machine::{Init, Machine},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -258,7 +261,7 @@ fn reload(machine: &Machine, text: &str) {
 fn hang(machine: &Machine) {
     let pid = show(machine, "MainPID");
     let begun = Instant::now();
-    machine.output("kill", &["-STOP", &pid]).unwrap();
+    machine.output("systemctl", &["kill", "--kill-whom", "main", "--signal", "STOP", UNIT]).unwrap();
     eventually(LIMIT, "a new agent in place of the hung one", || {
         let now = show(machine, "MainPID");
         ensure!(now != pid && now != "0" && show(machine, "ActiveState") == "active", "{now}");
@@ -268,6 +271,17 @@ fn hang(machine: &Machine) {
     println!("hung, killed by the watchdog and started again: {:?}", begun.elapsed());
     let journal = machine.output("journalctl", &["--unit", UNIT, "--no-pager"]).unwrap();
     assert!(journal.contains("Watchdog timeout"), "{journal}");
+}
+
+/// Ends an agent as systemd does.
+fn terminate(agent: &mut Process) {
+    // What entered the machine waits for its child, the agent, and ends as it does.
+    let pid = agent.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let child = Pid::from_raw(children.trim().parse().unwrap());
+    kill(child, Signal::SIGTERM).unwrap();
+    let status = agent.wait(LIMIT).unwrap();
+    assert!(status.success(), "{status}");
 }
 
 #[test]
@@ -290,8 +304,7 @@ fn without_systemd() {
     let busy = scene.busy();
     for (package, what) in [(&packages.newer, "upgrade"), (&packages.older, "back")] {
         install(machine, package);
-        agent.signal(Signal::SIGTERM).unwrap();
-        assert!(agent.wait(LIMIT).unwrap().success());
+        terminate(&mut agent);
         agent = start();
         assert_unbroken(&busy, what);
     }
@@ -303,8 +316,7 @@ fn without_systemd() {
     assert_unbroken(&busy, "a removal that was refused");
     assert!(busy.finish().iter().all(|outcome| outcome.broken.is_none()));
 
-    agent.signal(Signal::SIGTERM).unwrap();
-    assert!(agent.wait(LIMIT).unwrap().success());
+    terminate(&mut agent);
     println!("{}", dpkg(machine, &["--remove", "etcd-lb"]));
     assert_detached(machine);
     assert!(machine.file(CONFIG).exists());
@@ -322,7 +334,7 @@ fn without_systemd() {
 
 #[test]
 fn the_active_node_of_a_pair_keeps_the_vip_through_an_upgrade() {
-    let scene = Scene::start("package-pair", &["lb1", "lb2"], Init::Systemd);
+    let scene = Scene::start("package_pair", &["lb1", "lb2"], Init::Systemd);
     let packages = packages();
     let hosts = (scene.machines[0].host(), scene.machines[1].host());
     for (machine, (host, other), priority) in

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "also in the helpers a failure is the test's")]
 
 use std::{
-    fs,
-    net::SocketAddr,
+    fs::{self, Permissions},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -13,11 +15,12 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use etcd_lb_tests::{
-    Config, Host, Lab, Process, Topology, VIP,
+    Cluster, Config, Host, Lab, Process, Topology, VIP,
     config::secret_file,
     echo::{BusyClients, EchoServer},
     eventually,
     machine::{Init, Machine},
+    netns::output,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -81,15 +84,7 @@ impl Scene {
             .map(|name| EchoServer::start(lab.host(name), 2379).unwrap())
             .into_iter()
             .collect();
-        let archive = target().join("tools/system.tar.gz");
-        let machines = nodes.iter().map(|node| Machine::start(lab.host(node), &archive, init).unwrap());
-        let machines: Vec<Machine> = machines.collect();
-        for machine in &machines {
-            for package in [&packages().older, &packages().newer] {
-                let name = Path::new(package.file_name().unwrap());
-                fs::copy(package, machine.file("/var/cache").join(name)).unwrap();
-            }
-        }
+        let machines = machines(&lab, nodes, init);
         Self { client: lab.host("client-1").clone(), machines, servers, _lab: lab }
     }
 
@@ -103,6 +98,20 @@ impl Scene {
         busy.wait_progress(20, LIMIT).unwrap();
         busy
     }
+}
+
+/// Machines on these hosts, with both packages lying in them.
+fn machines(lab: &Lab, nodes: &[&str], init: Init) -> Vec<Machine> {
+    let archive = target().join("tools/system.tar.gz");
+    let start = |node: &&str| {
+        let machine = Machine::start(lab.host(node), &archive, init).unwrap();
+        for package in [&packages().older, &packages().newer] {
+            let name = Path::new(package.file_name().unwrap());
+            fs::copy(package, machine.file("/var/cache").join(name)).unwrap();
+        }
+        machine
+    };
+    nodes.iter().map(start).collect()
 }
 
 /// What dpkg says to this.
@@ -124,6 +133,15 @@ fn write_config(machine: &Machine, text: &str) {
 
 fn status(machine: &Machine) -> anyhow::Result<Value> {
     Ok(serde_json::from_str(&machine.output("etcd-lb", &["status", "--json"])?)?)
+}
+
+fn wait_role(machine: &Machine, role: &str) {
+    eventually(LIMIT, role, || {
+        let status = status(machine)?;
+        ensure!(status["role"] == role && status["peer"]["synced"] == true, "{status}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 fn wait_healthy(machine: &Machine) {
@@ -352,33 +370,23 @@ fn the_active_node_of_a_pair_keeps_the_vip_through_an_upgrade() {
         machine.output("systemctl", &["start", UNIT]).unwrap();
     }
     let [first, second] = &scene.machines[..] else { panic!("two machines") };
-    let wait = |machine: &Machine, role: &str| {
-        eventually(LIMIT, role, || {
-            let status = status(machine)?;
-            ensure!(status["role"] == role && status["peer"]["synced"] == true, "{status}");
-            Ok(())
-        })
-        .unwrap();
-    };
-    wait(first, "active");
-    wait(second, "backup");
+    wait_role(first, "active");
+    wait_role(second, "backup");
     wait_healthy(first);
     let busy = scene.busy();
 
-    let transitions = |machine: &Machine| -> String {
-        let page = machine.output("etcd-lb", &["events"]).unwrap();
-        page.lines().filter(|line| line.contains("  role ")).collect::<Vec<_>>().join("\n")
-    };
     // The backup first, then the active node: the VIP stays where it is.
     for machine in [second, first] {
         install(machine, &packages.newer);
         assert_runs_installed(machine);
-        wait(first, "active");
-        wait(second, "backup");
+        wait_role(first, "active");
+        wait_role(second, "backup");
         assert_unbroken(&busy, &format!("upgrade of {}", machine.host().name()));
     }
-    println!("events of the backup since its start:\n{}", transitions(second));
-    assert!(!transitions(second).contains("active"), "the VIP moved");
+    assert_eq!(became_active(second), 0, "the VIP moved");
+    let events = first.output("etcd-lb", &["events"]).unwrap();
+    println!("{events}");
+    assert!(events.contains("restarted within its lease"));
 
     // Removed, the active node hands over: the connections go on through the other one.
     dpkg(first, &["--remove", "etcd-lb"]);
@@ -389,8 +397,88 @@ fn the_active_node_of_a_pair_keeps_the_vip_through_an_upgrade() {
     })
     .unwrap();
     assert_unbroken(&busy, "removal of the active node");
+    assert_eq!(became_active(second), 1);
     assert!(busy.finish().iter().all(|outcome| outcome.broken.is_none()));
     dpkg(first, &["--purge", "etcd-lb"]);
+    let begun = Instant::now();
+    second.output("systemctl", &["stop", UNIT]).unwrap();
+    println!("systemctl stop of the last node: {:?}", begun.elapsed());
+    println!("{}", second.output("journalctl", &["--unit", UNIT, "--lines", "12", "--no-pager"]).unwrap());
     dpkg(second, &["--purge", "etcd-lb"]);
     assert_detached(second);
+}
+
+/// How often a node has become active since its agent was started.
+fn became_active(machine: &Machine) -> u64 {
+    let listener: SocketAddr = ([127, 0, 0, 1], 9479).into();
+    let mut stream = machine.host().run(|| TcpStream::connect_timeout(&listener, LIMIT)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: metrics\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    let line = "etcd_lb_role_transitions_total{to=\"active\"} ";
+    let value = page.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_else(|| panic!("{page}"));
+    value.parse().unwrap()
+}
+
+/// docs/install.md as it stands: the example config, one node, then the pair, with a real cluster.
+#[test]
+fn by_the_guide() {
+    let lab = Lab::start("guide", &Topology::standard().without("client-2")).unwrap();
+    let cluster = Cluster::start(&lab).unwrap();
+    let machines = machines(&lab, &["lb1", "lb2"], Init::Systemd);
+    let [first, second] = &machines[..] else { panic!("two machines") };
+    let vip = format!("https://{VIP}:2379");
+    let client = lab.host("client-1");
+    let etcdctl = |args: &[&str]| cluster.etcdctl(client, &vip, args).unwrap();
+    let doctor = |machine: &Machine| {
+        let (succeeded, said) = machine.said("etcd-lb", &["doctor"]).unwrap();
+        println!("etcd-lb doctor\n{said}");
+        assert!(succeeded);
+    };
+
+    install(first, &packages().newer);
+    first.output("cp", &["/usr/share/doc/etcd-lb/examples/config.toml", "/etc/etcd-lb/"]).unwrap();
+    let pki = &cluster.pki;
+    for (file, name) in
+        [(&pki.ca, "ca.crt"), (&pki.client.cert, "client.crt"), (&pki.client.key, "client.key")]
+    {
+        let copy = first.file("/etc/etcd-lb").join(name);
+        fs::write(&copy, fs::read(file).unwrap()).unwrap();
+        let mode = if name == "client.key" { 0o600 } else { 0o644 };
+        fs::set_permissions(copy, Permissions::from_mode(mode)).unwrap();
+    }
+    println!("{}", first.output("etcd-lb", &["check-config"]).unwrap());
+    doctor(first);
+    first.output("systemctl", &["start", UNIT]).unwrap();
+    wait_healthy(first);
+    println!("{}", first.output("etcd-lb", &["status"]).unwrap());
+    etcdctl(&["endpoint", "health"]);
+    etcdctl(&["put", "hello", "world"]);
+    assert_eq!(etcdctl(&["get", "hello"]), "hello\nworld\n");
+
+    // The second node: the same files, and the sections of the guide.
+    install(second, &packages().newer);
+    first.output("sh", &["-c", "head -c 32 /dev/urandom > /etc/etcd-lb/sync.key"]).unwrap();
+    first.output("chmod", &["600", "/etc/etcd-lb/sync.key"]).unwrap();
+    output(
+        Command::new("cp").args(["-rpT"]).arg(first.file("/etc/etcd-lb")).arg(second.file("/etc/etcd-lb")),
+    )
+    .unwrap();
+    let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/install.md")).unwrap();
+    let sections = guide.split("```").find_map(|part| part.strip_prefix("toml\n")).unwrap();
+    let others = sections.replace("200", "100").replace("10.0.1.2:", "FIRST:");
+    let others = others.replace("10.0.1.3:", "10.0.1.2:").replace("FIRST:", "10.0.1.3:");
+    for (machine, sections) in [(first, sections), (second, &others)] {
+        let config = machine.file(CONFIG);
+        fs::write(&config, fs::read_to_string(&config).unwrap() + "\n" + sections).unwrap();
+        machine.output("etcd-lb", &["check-config"]).unwrap();
+    }
+    first.output("systemctl", &["restart", UNIT]).unwrap();
+    second.output("systemctl", &["start", UNIT]).unwrap();
+    wait_role(first, "active");
+    wait_role(second, "backup");
+    println!("{}", second.output("etcd-lb", &["status"]).unwrap());
+    assert_eq!(etcdctl(&["get", "hello"]), "hello\nworld\n");
+    first.output("systemctl", &["stop", UNIT]).unwrap();
+    assert_eq!(etcdctl(&["get", "hello"]), "hello\nworld\n");
 }

@@ -106,8 +106,7 @@ fn machines(lab: &Lab, nodes: &[&str], init: Init) -> Vec<Machine> {
     let start = |node: &&str| {
         let machine = Machine::start(lab.host(node), &archive, init).unwrap();
         for package in [&packages().older, &packages().newer] {
-            let name = Path::new(package.file_name().unwrap());
-            fs::copy(package, machine.file("/var/cache").join(name)).unwrap();
+            fs::copy(package, machine.file(&inside(package))).unwrap();
         }
         machine
     };
@@ -123,8 +122,12 @@ fn dpkg(machine: &Machine, args: &[&str]) -> String {
 }
 
 fn install(machine: &Machine, package: &Path) -> String {
-    let inside = Path::new("/var/cache").join(package.file_name().unwrap());
-    dpkg(machine, &["--install", inside.to_str().unwrap()])
+    dpkg(machine, &["--install", &inside(package)])
+}
+
+/// Where a package lies on a machine.
+fn inside(package: &Path) -> String {
+    Path::new("/var/cache").join(package.file_name().unwrap()).to_str().unwrap().to_owned()
 }
 
 fn write_config(machine: &Machine, text: &str) {
@@ -231,6 +234,16 @@ fn under_systemd() {
     assert_unbroken(&busy, "reload");
     hang(machine);
     assert_unbroken(&busy, "watchdog");
+
+    // A new agent that does not start: dpkg says so and is done, and what was served goes on.
+    let good = fs::read_to_string(machine.file(CONFIG)).unwrap();
+    fs::write(machine.file(CONFIG), "nothing good").unwrap();
+    let (succeeded, said) = machine.said("dpkg", &["--install", &inside(&packages.older)]).unwrap();
+    assert!(succeeded && said.contains("does not start"), "{said}");
+    assert_unbroken(&busy, "upgrade to an agent that does not start");
+    fs::write(machine.file(CONFIG), good).unwrap();
+    machine.output("systemctl", &["restart", UNIT]).unwrap();
+    assert_unbroken(&busy, "its restart with a good config");
 
     // One that an operator has stopped stays so, and its data plane goes on.
     machine.output("systemctl", &["stop", UNIT]).unwrap();

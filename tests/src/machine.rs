@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{Host, Process, eventually, netns::output};
+use crate::{
+    Host, Process, eventually,
+    netns::{Netns, output},
+};
 
 /// Makes the mounts.
 const SCRIPT: &str = include_str!("machine.sh");
@@ -58,7 +61,7 @@ impl Machine {
         fs::create_dir_all(&bpffs).with_context(|| format!("making {}", bpffs.display()))?;
 
         let cgroups = cgroup2()?;
-        remove_cgroups(&cgroups, PREFIX);
+        remove_stale(&cgroups);
         let cgroup = cgroups.join(format!("{PREFIX}{}", host.netns().name()));
         fs::create_dir_all(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
 
@@ -164,8 +167,7 @@ impl Drop for Machine {
         // With its first process the kernel ends all.
         drop(self.init.take());
         let gone = eventually(LIMIT, "end of the machine's processes", || {
-            remove_cgroups(&self.cgroup, "");
-            let _in_use = fs::remove_dir(&self.cgroup);
+            remove_cgroup(&self.cgroup);
             ensure!(!self.cgroup.exists(), "{} is still there", self.cgroup.display());
             Ok(())
         });
@@ -183,15 +185,25 @@ fn cgroup2() -> Result<PathBuf> {
     Ok(found[1].into())
 }
 
-/// Removes cgroups of that prefix in which nothing runs; one in use stays.
-fn remove_cgroups(parent: &Path, prefix: &str) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
+/// Removes the cgroups of machines whose test was killed: their hosts' namespaces are gone with their labs.
+fn remove_stale(cgroups: &Path) {
+    let Ok(entries) = fs::read_dir(cgroups) else { return };
     for entry in entries.filter_map(Result::ok) {
-        let is_group = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if is_group && entry.file_name().to_string_lossy().starts_with(prefix) {
-            remove_cgroups(&entry.path(), "");
-            // One with a process cannot be removed.
-            let _in_use = fs::remove_dir(entry.path());
+        let name = entry.file_name();
+        let host = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if host.is_some_and(|host| Netns::open(host).is_err()) {
+            remove_cgroup(&entry.path());
         }
     }
+}
+
+/// Removes a cgroup with those in it; one in which a process is left stays.
+fn remove_cgroup(path: &Path) {
+    let Ok(entries) = fs::read_dir(path) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let _in_use = fs::remove_dir(path);
 }

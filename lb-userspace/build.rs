@@ -37,7 +37,12 @@ fn build() -> Result<(), String> {
     let object = ebpf_build::build(&Options {
         workspace_root,
         target_dir,
-        features: if cfg!(feature = "debug-log") { &["log"] } else { &[] },
+        features: match (cfg!(feature = "debug-log"), cfg!(feature = "other-layout")) {
+            (false, false) => &[],
+            (true, false) => &["log"],
+            (false, true) => &["other-layout"],
+            (true, true) => &["log", "other-layout"],
+        },
     })
     .map_err(|error| error.to_string())?;
     for name in [OBJECT_NAME, CAPTURE_NAME] {

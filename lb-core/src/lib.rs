@@ -12,6 +12,7 @@ pub mod discovery;
 pub mod etcd;
 pub mod health;
 pub mod import;
+pub mod layout;
 pub mod maglev;
 pub mod rebalance;
 pub mod reconcile;

@@ -6,12 +6,12 @@ pub mod capture;
 pub mod dataplane;
 pub mod discovery;
 pub mod doctor;
+#[cfg(test)]
+mod in_step;
 pub mod netlink;
 pub mod object;
 mod packet;
 pub mod probe;
-#[cfg(test)]
-mod schemas;
 pub mod secret;
 pub mod sync;
 pub mod units;

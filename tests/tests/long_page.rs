@@ -6,6 +6,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::ensure;
 use etcd_lb_tests::{
     eventually,
+    hang::Hung,
     pair::LIMIT,
     stacked::{By, Stacked},
 };
@@ -93,4 +94,17 @@ fn the_page_in_each_state() {
     for member in ["n1", "n2"] {
         plane.cluster.member_mut(member).thaw().unwrap();
     }
+    // The thread that keeps the lease hangs, and the agent does not: it can tell.
+    let pid = plane.balancer(0).process().unwrap().pid();
+    let hung = Hung::thread(pid, "vrrp", 10 * LIMIT).unwrap();
+    eventually(LIMIT, "fenced", || {
+        let status = plane.balancer(0).status()?;
+        ensure!(status["fenced"] == true, "{status}");
+        Ok(())
+    })
+    .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let dom = browser.look(&plane, 0, "fenced");
+    assert_shows(&dom, &[">fenced<", "fenced: the lease is over"]);
+    drop(hung);
 }

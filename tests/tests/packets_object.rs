@@ -1,10 +1,9 @@
-//! The object: its maps and programs, its budget, its docs.
+//! The object: its maps and programs, and its budget.
 
 use std::net::Ipv4Addr;
 
-use etcd_lb::dataplane::Reason;
 use etcd_lb_tests::frames::{Program, scene::*};
-use lb_common::{counters::Counter, maps::*};
+use lb_common::maps::*;
 
 #[test]
 fn the_object_holds_every_map_and_program_that_the_agent_knows() {
@@ -41,18 +40,4 @@ fn instructions_and_memory_are_within_the_budget() {
     let total: u64 = memory.iter().map(|(_, octets)| octets).sum();
     println!("maps together {:.1} MiB (budget 64 MiB)", total as f64 / 1048576.0);
     assert!(total <= 64 << 20, "{total} octets of maps");
-}
-
-#[test]
-fn the_docs_have_a_row_for_each_counter() {
-    let docs = include_str!("../../docs/counters.md");
-    // Which end reset a connection, or why the balancer did.
-    let resets = ["backend", "client"].into_iter().chain(Reason::ALL.map(Reason::name));
-    let names: Vec<&str> = Counter::ALL.iter().map(|counter| counter.name()).chain(resets).collect();
-    for name in &names {
-        assert!(docs.contains(&format!("`{name}`")), "docs/counters.md lacks `{name}`");
-    }
-    for name in docs.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()) {
-        assert!(names.contains(&name), "docs/counters.md knows `{name}` alone");
-    }
 }

@@ -185,20 +185,6 @@ fn pins_of_another_version_are_refused_untouched() {
 }
 
 #[test]
-fn max_flows_cannot_change_under_pinned_maps() {
-    let scene = scene("maxflows");
-    let mut balancer = Balancer::start(&scene.host, &standard()).unwrap();
-    balancer.stop().unwrap();
-    let output = start(&scene, &format!("max_flows = 4096\n{}", standard()), plain);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    println!("exit {:?}: {}", output.status.code(), text.trim());
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    for word in ["max_flows", "4096", "131072"] {
-        assert!(text.contains(word), "the message lacks {word:?}: {text}");
-    }
-}
-
-#[test]
 fn two_agents_on_one_pin_directory() {
     let scene = scene("twice");
     let balancer = Balancer::start(&scene.host, &standard()).unwrap();

@@ -78,7 +78,10 @@ impl Task {
             Self::Test(options) => return test::run(&options),
             Self::Bench { quick, json } => return bench::run(quick, json.as_deref()),
             Self::Deb { deb_version } => deb::build(deb_version.as_deref())?,
-            Self::Tidy => tidy::check(&cargo::workspace_root()?)?,
+            Self::Tidy => {
+                tidy::check(&cargo::workspace_root()?)?;
+                tidy::docs(&cargo::workspace_root()?)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -92,13 +92,15 @@ fn checks(tally: &mut Tally) -> Result<()> {
     })
 }
 
-/// Builds the programs, and beside them `etcd-lb-debug-log`, whose XDP program is another one, for the scenario in which
-/// one replaces the other.
+/// Builds the programs, and beside them `etcd-lb-debug-log`, whose XDP program is another one, and `etcd-lb-other-layout`, whose
+/// maps are others, for the scenarios in which one replaces the other.
 fn build() -> Result<()> {
-    lab::build(&["--package", "etcd-lb", "--features", "debug-log"])?;
     let built = cargo::target_dir()?.join("debug");
-    fs::copy(built.join("etcd-lb"), built.join("etcd-lb-debug-log"))
-        .context("copying the build with debug messages")?;
+    for feature in ["debug-log", "other-layout"] {
+        lab::build(&["--package", "etcd-lb", "--features", feature])?;
+        fs::copy(built.join("etcd-lb"), built.join(format!("etcd-lb-{feature}")))
+            .with_context(|| format!("copying the build with the feature {feature}"))?;
+    }
     lab::build(&["--package", "etcd-lb", "--package", "etcd-lb-tests", "--bins"])
 }
 

@@ -26,6 +26,7 @@ pub struct FlowKey {
 
 /// A forward entry: all that a packet from the client needs. Identity is written once; `last_seen`,
 /// `last_ack`, `edge` by packets from the client only.
+#[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {
@@ -49,6 +50,33 @@ pub struct Flow {
     pub client_mac: Mac,
     /// `FLOW_*` bits.
     pub flags: u16,
+}
+
+/// The same with its fields elsewhere, as a version with other layouts would have it: for the test of a change of layouts.
+#[cfg(feature = "other-layout")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Flow {
+    /// `FLOW_*` bits.
+    pub flags: u16,
+    /// Number of the backend.
+    pub backend: u16,
+    /// Source port toward the backend: the slot in its port table.
+    pub nat_port: Port,
+    /// MAC that the client's packets come by; the record has the one that they are sent to.
+    pub client_mac: Mac,
+    /// When the flow came into its state, half-open or established, see [`super::age_stamp`].
+    pub since: u32,
+    /// End of the client's last segment, host order: its own next sequence number.
+    pub edge: u32,
+    /// The client's last ACK, host order: the backend's next sequence number as the client has it.
+    pub last_ack: u32,
+    /// The backend's epoch when the flow was made.
+    pub epoch: u32,
+    /// Generation of the port table slot that this entry was made for.
+    pub generation: u32,
+    /// When the client's last packet came, ns.
+    pub last_seen: u64,
 }
 
 impl Flow {
@@ -94,6 +122,7 @@ pub const FLOW_ASKED: u16 = ((1 << FLOW_ASKED_BITS) - 1) << FLOW_ASKED_SHIFT;
 /// before the claim leaves `Claiming`; so are interface and MAC, which change when the way to the client does: by a packet of
 /// a client that no router is known for, or by the agent when its route does; `last_seen`, `last_ack`, `edge` by packets from the backend only,
 /// `client_edge` by packets from the client only.
+#[cfg(not(feature = "other-layout"))]
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Record {
@@ -122,6 +151,38 @@ pub struct Record {
     pub edge: u32,
     /// End of the client's SYN, later of its FIN, host order: what the backend's ACK of it must reach.
     pub client_edge: u32,
+}
+
+/// The same with its fields elsewhere, as a version with other layouts would have it: for the test of a change of layouts.
+#[cfg(feature = "other-layout")]
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Record {
+    /// The claim word.
+    pub claim: u64,
+    /// The backend's last ACK, host order: the client's next sequence number as the backend has it.
+    pub last_ack: u32,
+    /// The backend's epoch when the flow was made.
+    pub epoch: u32,
+    /// When the backend's last packet came, ns; before the first, when the slot was claimed.
+    pub last_seen: u64,
+    /// The client's address.
+    pub client: Addr,
+    /// Interface toward the client.
+    pub ifindex: u32,
+    /// End of the backend's last segment, host order: its own next sequence number. After the SYN-ACK, what the client's
+    /// ACK of the handshake must equal; after the FIN, what acknowledges it.
+    pub edge: u32,
+    /// End of the client's SYN, later of its FIN, host order: what the backend's ACK of it must reach.
+    pub client_edge: u32,
+    /// The client's port.
+    pub client_port: Port,
+    /// Tag control information of the second VLAN tag toward the client, network order; 0: none.
+    pub inner_tag: u16,
+    /// MAC toward the client.
+    pub client_mac: Mac,
+    /// Tag control information of the first VLAN tag toward the client, network order; 0: none.
+    pub outer_tag: u16,
 }
 
 impl Record {

@@ -3,6 +3,7 @@
 //! Numbers are native-endian; what stands in packets ([`Addr`], [`Port`], [`Mac`]) is in network order. No layout has
 //! implicit padding: zerocopy's derive does not compile otherwise. Times are nanoseconds of `CLOCK_MONOTONIC`.
 
+pub mod fields;
 mod flow;
 pub mod name;
 mod policy;
@@ -116,7 +117,8 @@ impl Lease {
     }
 }
 
-/// A hash over the sizes and alignments of all layouts, to be compared before pinned maps are used.
+/// A hash over the sizes of all layouts, and where those that are carried over keep their fields, to be compared before pinned
+/// maps are used.
 pub const fn layout_hash() -> u64 {
     let sizes = [
         size_of::<Layout>(),
@@ -150,14 +152,28 @@ pub const fn layout_hash() -> u64 {
         MAX_INTERFACES,
         LAYOUT_VERSION as usize,
     ];
-    // FNV-1a (Fowler, Noll, Vo; RFC 9923).
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut at = 0;
     while at < sizes.len() {
-        hash = (hash ^ sizes[at] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        hash = step(hash, sizes[at]);
         at += 1;
     }
+    let mut shape = 0;
+    while shape < fields::SHAPES.len() {
+        let mut field = 0;
+        while field < fields::SHAPES[shape].fields.len() {
+            let fields::Field { offset, size, .. } = fields::SHAPES[shape].fields[field];
+            hash = step(step(hash, offset), size);
+            field += 1;
+        }
+        shape += 1;
+    }
     hash
+}
+
+/// FNV-1a (Fowler, Noll, Vo; RFC 9923), a number at a time.
+const fn step(hash: u64, number: usize) -> u64 {
+    (hash ^ number as u64).wrapping_mul(0x0000_0100_0000_01b3)
 }
 
 // What the design promises of the layouts.

@@ -2,6 +2,8 @@
 
 /// Array of one [`super::Layout`]: which version of these layouts the pinned maps have.
 pub const LAYOUT: &str = "layout";
+/// Array of one text: where this version's layouts keep their fields (`lb_core::layout`). The agent's own: no program reads it.
+pub const FIELDS: &str = "fields";
 /// Array of one [`super::Filter`].
 pub const FILTER: &str = "filter";
 /// Array of [`super::Interface`], indexed by ifindex modulo [`super::MAX_INTERFACES`].

@@ -215,6 +215,7 @@ impl NextHop {
 }
 
 /// A backend of a service; all zero where the number is unused. Its number is also that of its port table.
+#[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Backend {
@@ -232,6 +233,27 @@ pub struct Backend {
     pub hop: NextHop,
     /// `BACKEND_*` bits.
     pub flags: u32,
+}
+
+/// The same with its fields elsewhere, as a version with other layouts would have it: for the test of a change of layouts.
+#[cfg(feature = "other-layout")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Backend {
+    /// `BACKEND_*` bits.
+    pub flags: u32,
+    /// Raised to reset every flow made before.
+    pub epoch: u32,
+    /// Where its packets are sent.
+    pub hop: NextHop,
+    /// Number of its service.
+    pub service: u16,
+    /// The backend's port.
+    pub port: Port,
+    /// The source address toward it: the VIP, or `source_address`.
+    pub source: Addr,
+    /// The backend's address.
+    pub address: Addr,
 }
 
 /// The number is in use.

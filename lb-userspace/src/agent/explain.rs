@@ -22,6 +22,7 @@ impl Agent {
         let services = self.config.services.iter().zip(&self.failing_open);
         let services: Vec<_> = services
             .filter(|(service, _)| wanted.is_none_or(|wanted| service.name == wanted))
+            .filter(|(service, _)| reaches(query, service))
             .filter_map(|(service, fail_open)| self.explain_service(query, service, *fail_open))
             .collect();
         if services.is_empty() {
@@ -29,6 +30,10 @@ impl Agent {
             return Err(match wanted {
                 Some(wanted) if !names.contains(&wanted) => {
                     format!("there is no service \"{wanted}\"; there are: {}", names.join(", "))
+                }
+                _ if !self.config.services.iter().any(|service| reaches(query, service)) => {
+                    let (client, family) = (query.client, if query.client.is_ipv4() { 4 } else { 6 });
+                    format!("{client} is an address of IPv{family}, and no service has a VIP of that")
                 }
                 _ => "the first round of health checks has not ended yet".into(),
             });
@@ -119,6 +124,11 @@ impl Agent {
             max_connections: backend.max_connections,
         }
     }
+}
+
+/// A client reaches a VIP of its own family only.
+fn reaches(query: &ExplainQuery, service: &Service) -> bool {
+    query.client.is_ipv4() == service.vip.is_ipv4()
 }
 
 /// The counter under which a new connection would be refused or dropped, in the data plane's order.

@@ -30,7 +30,12 @@ pub struct Loaded {
 pub fn load(path: &Path) -> Result<Loaded, String> {
     let name = path.display().to_string();
     let text =
-        std::fs::read_to_string(path).map_err(|error| format!("cannot read the config {name}: {error}"))?;
+        std::fs::read_to_string(path).map_err(|error| {
+            format!(
+                "cannot read the config {name}: {error}; README.md has one to begin with, and `etcd-lb import` makes one \
+                 from HAProxy's, keepalived's or NGINX's"
+            )
+        })?;
     let (config, warnings) = config::parse(&text, &name).map_err(|errors| errors.to_string())?;
     let hash_secret = config.hash_seed_file.as_deref().map(hash_secret).transpose()?;
     for service in &config.services {

@@ -115,7 +115,7 @@ fn fixed(now: &Config, new: &Config) -> Vec<String> {
         ("interface", now.interfaces != new.interfaces, restart),
         ("node_interface", now.node_link != new.node_link, restart),
         ("xdp_mode", now.xdp_mode != new.xdp_mode, anew),
-        ("max_flows", now.max_flows != new.max_flows, anew),
+        ("max_flows", now.max_flows != new.max_flows, restart),
         ("[api] pin_dir", now.api.pin_dir != new.api.pin_dir, anew),
         ("[vrrp]", now.vrrp != new.vrrp, restart),
         ("[sync]", now.sync != new.sync, restart),
@@ -163,7 +163,7 @@ mod tests {
         let now = config("", "");
         assert!(fixed(&now, &config("10.0.1.10:2379", "10.0.1.11:2379")).is_empty());
         for (change, to, says) in [
-            ("2048", "4096", "`max_flows` cannot be changed while the agent runs: stop the agent"),
+            ("2048", "4096", "`max_flows` cannot be changed while the agent runs: restart the agent"),
             (
                 "\"eth0\"",
                 "[\"eth0\", \"eth1\"]",

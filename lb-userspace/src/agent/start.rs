@@ -89,7 +89,9 @@ impl Agent {
         self.hops.learn(self.network.mirror());
         // First what the program reads, then the program, then the interfaces it knows it is on.
         self.try_reconcile()?;
+        self.plane.carry_flows()?;
         self.attachments.attach_all(&self.config, self.network.mirror(), &mut self.plane)?;
+        self.plane.carry_rest()?;
         self.try_reconcile()?;
         self.attachments.leave_others(self.network.mirror(), &mut self.plane);
         self.plane.keep();

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, hash::BuildHasher as _, time::SystemTime};
 
 use super::{
     events::Event,
-    status::{BackendStatus, PeerStatus, Role, ServiceStatus, Status},
+    status::{BackendStatus, PeerState, PeerStatus, Role, ServiceStatus, Status},
     timestamp,
 };
 use crate::units;
@@ -123,14 +123,12 @@ fn facts(html: &mut String, status: &Status) {
 }
 
 fn peer_words(peer: &PeerStatus) -> (&'static str, String) {
-    match (peer.connected, peer.synced) {
-        (false, _) => ("bad", "not connected".into()),
-        (true, false) => ("warn", "not in sync yet".into()),
-        (true, true) => match peer.lag_ms {
-            Some(ms) => ("good", format!("in sync, {} behind", units::milliseconds(ms))),
-            None => ("good", "in sync".into()),
-        },
-    }
+    let class = match peer.state() {
+        PeerState::Apart => "bad",
+        PeerState::Syncing => "warn",
+        PeerState::Synced => "good",
+    };
+    (class, peer.words())
 }
 
 fn card(html: &mut String, service: &ServiceStatus, now: SystemTime) {

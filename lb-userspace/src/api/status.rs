@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::units;
+
 /// The state of this node and all it balances.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -221,4 +223,37 @@ pub struct PeerStatus {
     pub synced: bool,
     /// How far it lags behind.
     pub lag_ms: Option<u64>,
+}
+
+/// How a peer is, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// There is no stream: a takeover would break connections.
+    Apart,
+    /// It has not all flows yet.
+    Syncing,
+    /// It has.
+    Synced,
+}
+
+impl PeerStatus {
+    /// How it is.
+    pub const fn state(&self) -> PeerState {
+        match (self.connected, self.synced) {
+            (false, _) => PeerState::Apart,
+            (true, false) => PeerState::Syncing,
+            (true, true) => PeerState::Synced,
+        }
+    }
+
+    /// How it is, in words.
+    pub fn words(&self) -> String {
+        let behind =
+            self.lag_ms.map(|ms| format!(", {} behind", units::milliseconds(ms))).unwrap_or_default();
+        match self.state() {
+            PeerState::Apart => "NOT CONNECTED: a takeover would break connections".into(),
+            PeerState::Syncing => format!("not in sync yet{behind}"),
+            PeerState::Synced => format!("in sync{behind}"),
+        }
+    }
 }

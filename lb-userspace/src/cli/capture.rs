@@ -4,7 +4,7 @@ use std::{
     ffi::CStr,
     fs::OpenOptions,
     io::{self, BufWriter, IsTerminal as _, Write},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -23,7 +23,7 @@ use etcd_lb::{
 use lb_common::capture::MAX_SNAP;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Failure;
+use super::{Failure, values};
 
 /// Packets taken from the kernel at once.
 const BATCH: usize = 1024;
@@ -35,42 +35,26 @@ pub(super) struct Capture {
     #[arg(long, short = 'w', value_name = "FILE", default_value = "-")]
     write: PathBuf,
     /// Only packets from or to this client
-    #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = end)]
+    #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = values::end)]
     client: Option<(IpAddr, Option<u16>)>,
     /// Only packets from or to this backend: its name, or its address IP:port
     #[arg(long, value_name = "BACKEND")]
     backend: Option<String>,
     /// End after so many packets; 0: never
-    #[arg(long, short = 'c', value_name = "COUNT", default_value_t = 10_000)]
+    #[arg(long, short = 'c', value_name = "COUNT", default_value_t = 10_000,
+          value_parser = values::whole::<0, { u64::MAX }>, allow_negative_numbers = true)]
     packets: u64,
     /// End after so many seconds; 0: never
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0,
+          value_parser = values::seconds::<0, 864_000>, allow_negative_numbers = true)]
     seconds: f64,
     /// Octets kept of each packet, 64 to 2048
-    #[arg(long, value_name = "OCTETS", default_value_t = MAX_SNAP as u32,
-          value_parser = clap::value_parser!(u32).range(64..=MAX_SNAP as i64))]
-    snaplen: u32,
+    #[arg(long, value_name = "OCTETS", default_value_t = MAX_SNAP as u64,
+          value_parser = values::whole::<64, { MAX_SNAP as u64 }>, allow_negative_numbers = true)]
+    snaplen: u64,
     /// Also packets that XDP passes to the kernel as they came, which tcpdump sees too
     #[arg(long)]
     passed: bool,
-}
-
-fn end(text: &str) -> Result<(IpAddr, Option<u16>), String> {
-    match (text.parse::<IpAddr>(), text.parse::<SocketAddr>()) {
-        (Ok(address), _) => Ok((address, None)),
-        (_, Ok(end)) => Ok((end.ip(), Some(end.port()))),
-        _ => {
-            Err("write an address, with a port or without: 10.0.2.7, 10.0.2.7:40312, [2001:db8::7]:40312"
-                .into())
-        }
-    }
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(seconds),
-        _ => Err("write 0 to 86400".into()),
-    }
 }
 
 /// Why a capture ended before its bounds.
@@ -110,7 +94,7 @@ impl Capture {
             client,
             client_port: client_port.flatten(),
             backend: self.backend.clone(),
-            snap: self.snaplen,
+            snap: self.snaplen as u32,
             passed: self.passed,
         };
         let begun = ask(socket, &CaptureRequest::Begin(filter)).await?;
@@ -124,7 +108,7 @@ impl Capture {
         let mut captures = Captures::open(&begun.pin_dir).map_err(|error| operation(&error))?;
         // Not before: a file that is there is not emptied for nothing.
         let out: Box<dyn Write> = if to_stdout { Box::new(io::stdout()) } else { Box::new(self.file()?) };
-        let mut writer = Writer::new(BufWriter::new(out), self.snaplen, clock())
+        let mut writer = Writer::new(BufWriter::new(out), self.snaplen as u32, clock())
             .map_err(|error| self.unwritten(&error))?;
         eprintln!("capturing on {}{}; Ctrl-C ends it", begun.interfaces.join(", "), self.bounds());
 
@@ -238,20 +222,4 @@ fn name_of(ifindex: u32) -> String {
 
 fn operation(error: &dataplane::Error) -> Failure {
     Failure::Operation(error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ends_are_read_with_a_port_or_without() {
-        let v4 = "10.0.2.7".parse::<IpAddr>().unwrap();
-        assert_eq!(end("10.0.2.7"), Ok((v4, None)));
-        assert_eq!(end("10.0.2.7:80"), Ok((v4, Some(80))));
-        assert_eq!(end("[2001:db8::7]:80").unwrap().1, Some(80));
-        for wrong in ["", "etcd-1", "10.0.2.7:", "10.0.2.7:99999"] {
-            assert!(end(wrong).is_err(), "{wrong}");
-        }
-    }
 }

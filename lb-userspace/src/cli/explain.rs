@@ -1,9 +1,6 @@
 //! `etcd-lb explain`
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::Path,
-};
+use std::{net::IpAddr, path::Path};
 
 use clap::Args;
 use etcd_lb::api::{
@@ -15,13 +12,14 @@ use etcd_lb::units;
 use super::{
     Failure, block_on, colours, print_json,
     table::{Align, Colour, Table, wrapped},
+    values,
 };
 
 /// Show which backend a client's connection goes to, or would go to now, and why
 #[derive(Debug, Args)]
 pub(super) struct Explain {
     /// The client's address, and its port where the choice depends on it: 10.0.2.7, 10.0.2.7:40123, [fd00::7]:40123
-    #[arg(value_name = "CLIENT[:PORT]", value_parser = client_of)]
+    #[arg(value_name = "CLIENT[:PORT]", value_parser = values::end)]
     client: (IpAddr, Option<u16>),
     /// Only in this service; default: in each
     #[arg(long, value_name = "SERVICE")]
@@ -29,16 +27,6 @@ pub(super) struct Explain {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-fn client_of(text: &str) -> Result<(IpAddr, Option<u16>), String> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok((address, None));
-    }
-    let socket = text.parse::<SocketAddr>().map_err(|_| {
-        "write an address, or an address and port: 10.0.2.7, 10.0.2.7:40123, [fd00::7]:40123".to_owned()
-    })?;
-    Ok((socket.ip(), Some(socket.port())))
 }
 
 impl Explain {
@@ -116,18 +104,4 @@ fn table(service: &ServiceExplanation) -> Table {
         );
     }
     table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clients_are_addresses_with_or_without_a_port() {
-        assert_eq!(client_of("10.0.2.7"), Ok(("10.0.2.7".parse().unwrap(), None)));
-        assert_eq!(client_of("10.0.2.7:40123"), Ok(("10.0.2.7".parse().unwrap(), Some(40_123))));
-        assert_eq!(client_of("fd00::7"), Ok(("fd00::7".parse().unwrap(), None)));
-        assert_eq!(client_of("[fd00::7]:1"), Ok(("fd00::7".parse().unwrap(), Some(1))));
-        assert!(client_of("etcd-1").is_err());
-    }
 }

@@ -12,13 +12,14 @@ use etcd_lb::units;
 use super::{
     Failure, block_on, colours, print_json,
     table::{Align, Colour, Table},
+    values,
 };
 
 /// List flows: which client, by which NAT port, on which backend
 #[derive(Debug, Args)]
 pub(super) struct Flows {
     /// Only those of this client
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
     client: Option<IpAddr>,
     /// Only those on this backend: its name, or its address IP:port
     #[arg(long, value_name = "BACKEND")]

@@ -6,13 +6,14 @@ use clap::Args;
 use etcd_lb::api::{client, command::HoldRequest};
 use etcd_lb::units;
 
-use super::{Failure, block_on};
+use super::{Failure, block_on, values};
 
 /// Keep the VIPs on this node while its agent is restarted; run it just before the restart
 #[derive(Debug, Args)]
 pub(super) struct Hold {
     /// Seconds that the restart may take, up to 120
-    #[arg(long = "for", value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=120))]
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 10,
+          value_parser = values::whole::<1, 120>, allow_negative_numbers = true)]
     seconds: u64,
 }
 

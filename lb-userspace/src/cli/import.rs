@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, ValueEnum};
 use lb_core::import::{self, Given};
 
-use super::Failure;
+use super::{Failure, values};
 
 /// Print a config made from one of HAProxy, keepalived or NGINX (stream), with notes on what has no counterpart
 ///
@@ -17,7 +17,7 @@ pub(super) struct Import {
     /// The file
     file: PathBuf,
     /// The VIP, where the file says to listen on all addresses
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
     vip: Option<IpAddr>,
     /// The interface that clients and members are reached by
     #[arg(long, value_name = "NAME")]

@@ -16,7 +16,12 @@ pub(super) struct Man {
 
 impl Man {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let failed = |error| Failure::Operation(format!("cannot write to {}: {error}", self.dir.display()));
+        let failed = |error| {
+            let dir = self.dir.display();
+            Failure::Operation(format!(
+                "cannot write to {dir}: {error}; name a directory, which is made if it is not there"
+            ))
+        };
         std::fs::create_dir_all(&self.dir).map_err(failed)?;
         clap_mangen::generate_to(Cli::command(), &self.dir).map_err(failed)?;
         println!("{}: written; read one with `man -l {}/etcd-lb.1`", self.dir.display(), self.dir.display());

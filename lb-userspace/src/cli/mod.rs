@@ -20,6 +20,7 @@ mod run;
 mod status;
 mod table;
 mod top;
+mod values;
 
 use std::{fmt, future::Future, io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_is_documented() {
+    fn docs_in_step_commands() {
         const README: &str = include_str!("../../../README.md");
         let command = Cli::command();
         for command in command.get_subcommands() {

@@ -9,7 +9,7 @@ use etcd_lb::api::{
 };
 use etcd_lb::units;
 
-use super::{Failure, block_on, print_json};
+use super::{Failure, block_on, print_json, values};
 
 /// Reset connections, at both ends: a backend's, or a client's
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub(super) struct Reset {
     #[arg(long, value_name = "BACKEND")]
     backend: Option<String>,
     /// All connections of this client
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
     client: Option<IpAddr>,
     /// Print JSON
     #[arg(long)]

@@ -100,14 +100,7 @@ fn node_words(node: &status::NodeStatus) -> String {
 
 /// Of several peers the worst.
 fn peer_line(peer: &PeerStatus) -> String {
-    let state = match (peer.connected, peer.synced) {
-        (false, _) => "NOT CONNECTED: a takeover would break connections",
-        (true, false) => "connected, not in sync yet",
-        (true, true) => "in sync",
-    };
-    let lag =
-        peer.lag_ms.filter(|_| peer.connected).map(|ms| format!(", {} behind", units::milliseconds(ms)));
-    format!("peer {}: {state}{}\n", peer.address, lag.unwrap_or_default())
+    format!("peer {}: {}\n", peer.address, peer.words())
 }
 
 fn headline(service: &ServiceStatus) -> String {

@@ -11,7 +11,7 @@ use etcd_lb::{
     api::{
         client,
         events::{Event, EventQuery},
-        status::{BackendStatus, Role, ServiceStatus, Status},
+        status::{BackendStatus, PeerState, Role, ServiceStatus, Status},
         timestamp,
     },
     units,
@@ -25,21 +25,15 @@ use ratatui::{
     widgets::{Block, Cell, Paragraph, Row, Table},
 };
 
-use super::Failure;
+use super::{Failure, values};
 
 /// Show services, backends and their traffic as they are, and the last events; q ends it
 #[derive(Debug, Args)]
 pub(super) struct Top {
     /// Seconds between two looks
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0,
+          value_parser = values::seconds::<1, 36_000>, allow_negative_numbers = true)]
     interval: f64,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
-        _ => Err("write 0.1 to 3600".into()),
-    }
 }
 
 /// What is shown.
@@ -147,13 +141,13 @@ fn head(view: &View) -> Vec<Line<'static>> {
         )),
     ];
     if let Some(peer) = &status.peer {
-        let (state, colour) = match (peer.connected, peer.synced) {
-            (false, _) => ("not connected", Color::Red),
-            (true, false) => ("not in sync yet", Color::Yellow),
-            (true, true) => ("in sync", Color::Green),
+        let colour = match peer.state() {
+            PeerState::Apart => Color::Red,
+            PeerState::Syncing => Color::Yellow,
+            PeerState::Synced => Color::Green,
         };
         words.push(Span::raw(format!("  peer {} ", peer.address)));
-        words.push(Span::styled(state, Style::new().fg(colour)));
+        words.push(Span::styled(peer.words(), Style::new().fg(colour)));
     }
     if let Some((since, reason)) = &view.silent {
         let silence = format!("  no answer for {} s: {reason}", since.elapsed().as_secs());

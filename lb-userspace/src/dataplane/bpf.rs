@@ -171,6 +171,23 @@ pub(super) unsafe fn lookup_batch<K: FromBytes + IntoBytes, V: FromBytes + IntoB
     keys: &mut [K],
     values: &mut [V],
 ) -> io::Result<(usize, Option<Cursor>)> {
+    let count = keys.len().min(values.len());
+    // SAFETY: the slices hold `count` keys and values, of the sizes that the caller vouches for; any bits are values.
+    unsafe { lookup_batch_octets(map, from, count, keys.as_mut_bytes(), values.as_mut_bytes()) }
+}
+
+/// As [`lookup_batch`], for keys and values of any size: at most `count` of them.
+///
+/// # Safety
+///
+/// `keys` and `values` have room for `count` keys and values of the map's own sizes.
+pub(super) unsafe fn lookup_batch_octets(
+    map: BorrowedFd<'_>,
+    from: Option<Cursor>,
+    count: usize,
+    keys: &mut [u8],
+    values: &mut [u8],
+) -> io::Result<(usize, Option<Cursor>)> {
     let start = from.unwrap_or_default();
     let mut next: Cursor = 0;
     let mut attr = empty();
@@ -179,9 +196,8 @@ pub(super) unsafe fn lookup_batch<K: FromBytes + IntoBytes, V: FromBytes + IntoB
     attr.batch.out_batch = &raw mut next as u64;
     attr.batch.keys = keys.as_mut_ptr() as u64;
     attr.batch.values = values.as_mut_ptr() as u64;
-    attr.batch.count = keys.len().min(values.len()) as u32;
-    // SAFETY: the kernel writes at most `count` keys and values, which is what the slices hold, of the sizes that the
-    // caller vouches for; any bits are values of `FromBytes` types; the cursors outlive the call.
+    attr.batch.count = count as u32;
+    // SAFETY: the kernel writes at most `count` keys and values, for which the caller vouches; the cursors outlive the call.
     let outcome = unsafe { call(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
     // SAFETY: the kernel wrote `count`, an integer, in the struct that was active before.
     let count = unsafe { attr.batch.count } as usize;

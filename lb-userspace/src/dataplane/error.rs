@@ -155,6 +155,17 @@ impl Error {
         move |source| Self::MapCall { what, map, source }
     }
 
+    /// The same with what else is in the way.
+    pub(super) fn with(self, obstacles: Vec<String>) -> Self {
+        match self {
+            Self::Layout { dir, mut differences, max_flows } => {
+                differences.extend(obstacles);
+                Self::Layout { dir, differences, max_flows }
+            }
+            other => other,
+        }
+    }
+
     pub(super) fn pin(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::PinDir { what, path: path.into(), source }
     }

@@ -104,7 +104,7 @@ fn compare_layout(pinned: &Layout, wanted: &Layout) -> Vec<String> {
 }
 
 /// The pinned layout, if it is one.
-fn read(pins: &PinDir) -> Option<Layout> {
+pub(super) fn read(pins: &PinDir) -> Option<Layout> {
     let map = Map::from_map_data(MapData::from_pin(pins.path(name::LAYOUT)).ok()?).ok()?;
     // aya checks key and value size by what the kernel says of the map.
     let layout: Array<MapData, Layout> = map.try_into().ok()?;

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, MapData, ProgramArray},
+    maps::{Array, Map, MapData, ProgramArray},
     programs::{ProgramError, Xdp},
 };
 use aya_obj::Object;
@@ -15,6 +15,7 @@ use super::{
     error::Error,
     layout,
     maps::Maps,
+    migrate::{Migration, Plan},
     pins::{Contents, PinDir},
 };
 
@@ -27,31 +28,55 @@ pub(super) struct Loaded {
     /// The program that passes every packet.
     pub(super) pass: OwnedFd,
     pub(super) maps: Maps,
-    /// Whether the maps existed.
+    /// Whether there was a data plane.
     pub(super) adopted: bool,
+    /// The map of the layout of new maps, which is pinned once they are complete.
+    pub(super) layout: Option<Map>,
+    /// Its maps were of another layout: their flows are to be carried over.
+    pub(super) migration: Option<Migration>,
 }
 
 /// Loads an object's programs on the maps in the pin directory, which are made if it holds none.
 ///
 /// # Errors
 ///
-/// [`Error::Layout`] if what is pinned does not fit, and is left as it is; the kernel's refusals. Maps that were made
-/// are removed again.
+/// [`Error::Layout`] if what is pinned neither fits nor can be carried over, and is left as it is; the kernel's refusals. Maps
+/// that were made are removed again.
 pub(super) fn load(pins: &PinDir, object: &[u8], max_flows: u32) -> Result<Loaded, Error> {
     let parsed =
         Object::parse(object).map_err(|error| Error::Load(Box::new(EbpfError::ParseError(error))))?;
+    pins.settle_aside()?;
     let adopted = pins.contents()? == Contents::DataPlane;
-    if adopted {
-        layout::check(pins, &parsed, max_flows)?;
-    } else {
+    if !adopted {
         pins.clear()?;
+    } else if let Err(misfit) = layout::check(pins, &parsed, max_flows) {
+        return migrate(pins, object, max_flows, misfit);
     }
-    let loaded = load_on(pins, object, max_flows, adopted);
+    let loaded = load_on(pins, object, max_flows, adopted).and_then(|mut loaded| {
+        if loaded.layout.is_some() {
+            pins.pin_layout(&mut loaded.layout)?;
+        }
+        Ok(loaded)
+    });
     if loaded.is_err() && !adopted {
         // What was there before is what counts; that this fails too does not help the reader.
         let _unused = pins.clear();
     }
     loaded
+}
+
+/// Loads on new maps, and carries over into them what those have that do not fit.
+fn migrate(pins: &PinDir, object: &[u8], max_flows: u32, misfit: Error) -> Result<Loaded, Error> {
+    let plan = Plan::of(pins, max_flows).map_err(|obstacles| misfit.with(obstacles))?;
+    let migration = plan.begin(pins)?;
+    let loaded = load_on(pins, object, max_flows, false).and_then(|mut loaded| {
+        migration.carry_policy(&mut loaded.maps)?;
+        Ok(loaded)
+    });
+    if loaded.is_err() {
+        pins.settle_aside()?;
+    }
+    Ok(Loaded { adopted: true, migration: Some(migration), ..loaded? })
 }
 
 fn load_on(pins: &PinDir, object: &[u8], max_flows: u32, adopted: bool) -> Result<Loaded, Error> {
@@ -65,16 +90,12 @@ fn load_on(pins: &PinDir, object: &[u8], max_flows: u32, adopted: bool) -> Resul
     super::debug_log::start(&mut ebpf);
     let (entry, id) = descriptor(&mut ebpf, program::ENTRY)?;
     let (pass, _) = descriptor(&mut ebpf, program::PASS)?;
-    let pinned = pin_load(pins, &mut ebpf, &entry, id).and_then(|()| {
-        if !adopted {
-            pin_layout(pins, &mut ebpf, max_flows)?;
-        }
-        Maps::open(pins, &mut ebpf)
-    });
+    let layout = if adopted { None } else { Some(layout_of(&mut ebpf, max_flows)?) };
+    let pinned = pin_load(pins, &mut ebpf, &entry, id).and_then(|()| Maps::open(pins, &mut ebpf));
     if pinned.is_err() {
         pins.discard(id);
     }
-    Ok(Loaded { entry, id, pass, maps: pinned?, adopted })
+    Ok(Loaded { entry, id, pass, maps: pinned?, adopted, layout, migration: None })
 }
 
 /// Pins the entry program, and the array of the programs it calls, under the load's number.
@@ -132,14 +153,13 @@ fn fill_programs(pins: &PinDir, ebpf: &mut Ebpf, load: u32) -> Result<(), Error>
     Ok(())
 }
 
-/// Says that the maps are complete.
-fn pin_layout(pins: &PinDir, ebpf: &mut Ebpf, max_flows: u32) -> Result<(), Error> {
+/// What the program reads of the layout, in new maps.
+fn layout_of(ebpf: &mut Ebpf, max_flows: u32) -> Result<Map, Error> {
     let missing = || Error::Object { what: format!("map `{}`", name::LAYOUT) };
-    let map = ebpf.take_map(name::LAYOUT).ok_or_else(missing)?;
-    let mut layout: Array<MapData, Layout> = map.try_into().map_err(Error::map(name::LAYOUT))?;
+    let mut map = ebpf.take_map(name::LAYOUT).ok_or_else(missing)?;
+    let mut layout: Array<&mut MapData, Layout> = (&mut map).try_into().map_err(Error::map(name::LAYOUT))?;
     layout.set(0, layout::current(max_flows), 0).map_err(Error::map(name::LAYOUT))?;
-    let path = pins.path(name::LAYOUT);
-    layout.pin(&path).map_err(|error| Error::pin("pin", &path)(std::io::Error::other(error)))
+    Ok(map)
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, Error> {

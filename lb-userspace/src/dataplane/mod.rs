@@ -44,6 +44,8 @@ mod links;
 mod load;
 mod loads;
 mod maps;
+mod migrate;
+mod mode;
 mod pins;
 mod port_table;
 mod privilege;
@@ -58,12 +60,13 @@ mod ways;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::{self, Display},
+    fmt,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     path::Path,
 };
 
+use aya::maps::Map;
 use lb_common::{
     addr::{Addr, Port},
     counters::{BackendCounters, Counters},
@@ -77,6 +80,7 @@ use self::{
     links::{Device, Origin},
     load::Loaded,
     maps::Maps,
+    migrate::Migration,
     pins::{Contents, PinDir},
     port_table::PortTable,
     resets::Resets,
@@ -92,6 +96,7 @@ pub use self::{
     flows::{FlowFilter, FlowState, FlowView},
     foreign::{driver, foreign_program},
     lease::LeaseMap,
+    mode::AttachedMode,
     resets::Reason,
     rings::Ring,
     sweep::SweepReport,
@@ -108,15 +113,6 @@ pub struct Options<'a> {
     pub pin_dir: &'a Path,
     /// Established flows at most.
     pub max_flows: u32,
-}
-
-/// How a program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttachedMode {
-    /// In the driver.
-    Native,
-    /// In the network stack, for drivers that have no XDP.
-    Generic,
 }
 
 /// What [`DataPlane::reconcile`] did.
@@ -153,6 +149,10 @@ pub struct DataPlane {
     is_owner: bool,
     /// Packets are captured.
     capture: Option<Capturing>,
+    /// The map of the layout, until it is pinned.
+    layout: Option<Map>,
+    /// Maps of another layout, until their flows are carried over.
+    migration: Option<Migration>,
 }
 
 /// Whether a data plane is pinned in a directory.
@@ -189,7 +189,8 @@ impl DataPlane {
     pub fn open_object(options: &Options<'_>, object: &[u8]) -> Result<Self, Error> {
         privilege::check()?;
         let pins = PinDir::prepare(options.pin_dir)?;
-        let Loaded { entry, id, pass, maps, adopted } = load::load(&pins, object, options.max_flows)?;
+        let Loaded { entry, id, pass, maps, adopted, layout, migration } =
+            load::load(&pins, object, options.max_flows)?;
         let mut plane = Self {
             pins,
             entry,
@@ -209,6 +210,8 @@ impl DataPlane {
             resets: Resets::default(),
             is_owner: true,
             capture: None,
+            layout,
+            migration,
         };
         plane.tables = plane.maps.port_tables()?;
         plane.actual = plane.maps.read()?;
@@ -440,36 +443,14 @@ impl Drop for DataPlane {
             return;
         }
         self.pins.discard(self.load);
+        if self.take_back_maps() {
+            return;
+        }
         if !self.adopted {
             if let Err(error) = self.pins.clear() {
                 warn!(%error, "pins stay behind: remove them with `etcd-lb detach`");
             }
             self.pins.remove_dir();
-        }
-    }
-}
-
-impl AttachedMode {
-    /// The word of the config, the status and the metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
-}
-
-impl Display for AttachedMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl From<AttachedMode> for XdpMode {
-    fn from(mode: AttachedMode) -> Self {
-        match mode {
-            AttachedMode::Native => Self::Native,
-            AttachedMode::Generic => Self::Generic,
         }
     }
 }

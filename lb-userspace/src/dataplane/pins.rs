@@ -5,6 +5,8 @@
 //! | those of [`name::KEPT`] | the maps; `layout` is pinned last, so its presence says that the others are complete |
 //! | `xdp`, `programs` | the entry program and its tail-called programs, of the version that is attached everywhere |
 //! | `xdp_N`, `programs_N` | the same of a version that is not attached everywhere yet |
+//! | `fields` | where the maps keep their fields, for a version with other layouts |
+//! | `old/` | the maps of another layout, until their flows are carried over (`migrate.rs`) |
 //! | `capture_NAME` | the maps of `etcd-lb capture`, while packets are captured |
 //! | `link_IFINDEX` | a link: as long as it is pinned, the program is attached |
 //!
@@ -19,7 +21,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_common::{capture, maps::name};
+use aya::maps::{Array, Map, MapData};
+use lb_common::{
+    capture,
+    maps::{fields::FIELDS_LEN, name},
+};
+use lb_core::layout::Layouts;
 
 use super::{bpf, error::Error};
 
@@ -28,6 +35,9 @@ const NEXT_XDP: &str = "xdp_";
 const NEXT_PROGRAMS: &str = "programs_";
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// Where maps of another layout are set aside.
+const ASIDE: &str = "old";
 
 /// A pin directory. Only one process at a time may work on it: the agent holds a lock.
 #[derive(Clone, Debug)]
@@ -52,9 +62,7 @@ impl PinDir {
     /// [`Error::NotBpffs`], [`Error::PinDir`].
     pub(super) fn prepare(dir: &Path) -> Result<Self, Error> {
         match DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(Error::NotBpffs { dir: dir.into(), mount: dir.parent().unwrap_or(dir).into() })
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_bpffs(dir)),
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 Err(Error::pin("create the directory", dir)(error))
             }
@@ -72,7 +80,7 @@ impl PinDir {
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
         let opened = File::open(dir).map_err(Error::pin("open", dir))?;
         if file_system(&opened).map_err(Error::pin("look at", dir))? != BPF_FS_MAGIC {
-            return Err(Error::NotBpffs { dir: dir.into(), mount: dir.parent().unwrap_or(dir).into() });
+            return Err(not_bpffs(dir));
         }
         Ok(Self { dir: dir.into() })
     }
@@ -154,6 +162,72 @@ impl PinDir {
         self.remove_where(|name| name.starts_with(capture::PIN))
     }
 
+    /// Says that the maps are complete, and where they keep their fields.
+    pub(super) fn pin_layout(&self, layout: &mut Option<Map>) -> Result<(), Error> {
+        let mut fields: Array<MapData, [u8; FIELDS_LEN]> =
+            Array::create(1, 0).map_err(Error::map(name::FIELDS))?;
+        let mut text = [0; FIELDS_LEN];
+        let current = Layouts::current().to_text();
+        text[..current.len()].copy_from_slice(current.as_bytes());
+        fields.set(0, text, 0).map_err(Error::map(name::FIELDS))?;
+        let path = self.path(name::FIELDS);
+        fields.pin(&path).map_err(|error| Error::pin("pin", &path)(io::Error::other(error)))?;
+        // Known to the program since it was loaded, and now to the next agent.
+        let path = self.path(name::LAYOUT);
+        match layout.take() {
+            Some(map) => map.pin(&path).map_err(|error| Error::pin("pin", &path)(io::Error::other(error))),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the maps aside, complete: their layout goes last, and says so.
+    pub(super) fn set_aside(&self) -> Result<Self, Error> {
+        let aside = self.path(ASIDE);
+        DirBuilder::new().mode(0o700).create(&aside).map_err(Error::pin("create the directory", &aside))?;
+        let aside = Self { dir: aside };
+        for name in maps() {
+            if self.has(name) {
+                let from = self.path(name);
+                fs::rename(&from, aside.path(name)).map_err(Error::pin("rename", from))?;
+            }
+        }
+        Ok(aside)
+    }
+
+    /// The maps that are set aside are no longer the ones that count.
+    pub(super) fn give_up_aside(&self) -> Result<(), Error> {
+        let path = self.path(ASIDE).join(name::LAYOUT);
+        fs::remove_file(&path).map_err(Error::pin("remove", path))
+    }
+
+    /// Removes maps that are set aside.
+    pub(super) fn remove_aside(&self) -> Result<(), Error> {
+        let aside = Self { dir: self.path(ASIDE) };
+        if aside.dir.exists() {
+            aside.remove_where(|_| true)?;
+            fs::remove_dir(&aside.dir).map_err(Error::pin("remove", aside.dir))?;
+        }
+        Ok(())
+    }
+
+    /// After a process that was killed while maps were set aside, or gave up: goes back to them if they are the ones that
+    /// count, which their layout says, and lets them go if not.
+    pub(super) fn settle_aside(&self) -> Result<(), Error> {
+        let aside = Self { dir: self.path(ASIDE) };
+        if !aside.dir.exists() {
+            return Ok(());
+        }
+        let counts = aside.has(name::LAYOUT);
+        for name in maps() {
+            let (here, there) = (self.path(name), aside.path(name));
+            // Without their layout: either not all are there yet, or they are what is left of those that were given up.
+            if there.exists() && (counts || !here.exists()) {
+                fs::rename(&there, &here).map_err(Error::pin("rename", there))?;
+            }
+        }
+        self.remove_aside()
+    }
+
     /// Gives up a load that runs nowhere.
     pub(super) fn discard(&self, load: u32) {
         for path in [self.next_xdp(load), self.next_programs(load)] {
@@ -163,6 +237,7 @@ impl PinDir {
 
     /// Removes everything of ours save links. Only right where nothing is attached.
     pub(super) fn clear(&self) -> Result<(), Error> {
+        self.remove_aside()?;
         self.remove_where(is_ours)
     }
 
@@ -189,12 +264,23 @@ impl PinDir {
     }
 }
 
+fn not_bpffs(dir: &Path) -> Error {
+    let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.into());
+    Error::NotBpffs { dir: dir.into(), mount: whole.parent().unwrap_or(&whole).into() }
+}
+
 fn is_ours(file: &str) -> bool {
-    name::KEPT.contains(&file)
+    maps().any(|map| map == file)
         || [name::XDP, name::PROGRAMS].contains(&file)
         || file.starts_with(NEXT_XDP)
         || file.starts_with(NEXT_PROGRAMS)
         || file.starts_with(capture::PIN)
+}
+
+/// Every map that is pinned, the layout last.
+fn maps() -> impl Iterator<Item = &'static str> {
+    let others = name::KEPT.iter().copied().filter(|&map| map != name::LAYOUT);
+    others.chain([name::FIELDS, name::LAYOUT])
 }
 
 fn file_system(file: &File) -> io::Result<i64> {

@@ -308,33 +308,36 @@ fn a_drained_backends_flows_are_reset_at_the_drain_timeout_and_its_number_stays(
 }
 
 /// The maps, as the data plane would write them.
-struct Maps {
+pub(super) struct Maps {
     ports: ArrayOfMaps<MapData, Array<MapData, Record>>,
-    flows: HashMap<MapData, FlowKey, Flow>,
-    loads: Array<MapData, Load>,
+    pub(super) flows: HashMap<MapData, FlowKey, Flow>,
+    pub(super) loads: Array<MapData, Load>,
     backends: Array<MapData, Backend>,
 }
 
 fn open(sandbox: &Sandbox) -> (DataPlane, Maps) {
     let mut plane = sandbox.open().unwrap();
     plane.reconcile(&desired(&[1, 2])).unwrap();
+    (plane, pinned(sandbox))
+}
+
+pub(super) fn pinned(sandbox: &Sandbox) -> Maps {
     let map = |name| Map::from_map_data(MapData::from_pin(sandbox.pin(name)).unwrap()).unwrap();
-    let maps = Maps {
+    Maps {
         ports: map(name::PORTS).try_into().unwrap(),
         flows: map(name::FLOWS).try_into().unwrap(),
         loads: map(name::LOADS).try_into().unwrap(),
         backends: map(name::BACKENDS).try_into().unwrap(),
-    };
-    (plane, maps)
+    }
 }
 
 impl Maps {
     /// Writes a flow whose client port is its NAT port.
-    fn flow(&self, backend: u16, port: u16, state: State, last_seen: u64) {
+    pub(super) fn flow(&self, backend: u16, port: u16, state: State, last_seen: u64) {
         self.claim(backend, port, Claim::new(state, 1), last_seen);
     }
 
-    fn claim(&self, backend: u16, port: u16, claim: Claim, last_seen: u64) {
+    pub(super) fn claim(&self, backend: u16, port: u16, claim: Claim, last_seen: u64) {
         let record = Record {
             claim: claim.0,
             last_seen,
@@ -345,11 +348,11 @@ impl Maps {
         self.table(backend).set(port.into(), record, 0).unwrap();
     }
 
-    fn record(&self, backend: u16, port: u16) -> Record {
+    pub(super) fn record(&self, backend: u16, port: u16) -> Record {
         self.table(backend).get(&port.into(), 0).unwrap()
     }
 
-    fn forward(&mut self, backend: u16, port: u16, last_seen: u64) {
+    pub(super) fn forward(&mut self, backend: u16, port: u16, last_seen: u64) {
         let flow = Flow {
             last_seen,
             generation: 1,
@@ -374,6 +377,6 @@ impl Maps {
     }
 }
 
-fn key(port: u16) -> FlowKey {
+pub(super) fn key(port: u16) -> FlowKey {
     FlowKey { client: Addr::from(CLIENT), port: Port::new(port), service: 0 }
 }

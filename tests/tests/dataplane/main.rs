@@ -5,6 +5,7 @@
 mod cpus;
 mod flows;
 mod links;
+mod migrate;
 mod pins;
 mod sandbox;
 mod sync;

@@ -38,17 +38,6 @@ fn the_next_agent_finds_everything_as_it_was() {
 }
 
 #[test]
-fn another_max_flows_is_refused_untouched() {
-    run(|sandbox| {
-        sandbox.leave_behind(&desired(&[1]));
-        let error = refused(sandbox, MAX_FLOWS * 2);
-        for part in ["max_flows = 1024, the config has 2048", "(it has max_flows = 1024)", "etcd-lb detach"] {
-            assert!(error.contains(part), "{error}");
-        }
-    });
-}
-
-#[test]
 fn another_layout_is_refused_untouched() {
     run(|sandbox| {
         sandbox.leave_behind(&desired(&[1]));
@@ -78,9 +67,9 @@ fn a_map_with_a_smaller_value_is_refused_untouched() {
 fn a_missing_map_is_refused_untouched() {
     run(|sandbox| {
         sandbox.leave_behind(&desired(&[1]));
-        fs::remove_file(sandbox.pin(name::RETURNS)).unwrap();
+        fs::remove_file(sandbox.pin(name::FLOWS)).unwrap();
         let error = refused(sandbox, MAX_FLOWS);
-        assert!(error.contains("map `returns` is missing"), "{error}");
+        assert!(error.contains("map `flows` is missing"), "{error}");
     });
 }
 

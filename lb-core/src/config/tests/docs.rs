@@ -66,7 +66,7 @@ fn examples(text: &str) -> Vec<(usize, String)> {
 
 /// Both ways: a key that is missing in the table, and one that the schema lacks.
 #[test]
-fn every_key_stands_in_the_table_of_its_section() {
+fn docs_in_step_every_key_stands_in_the_table_of_its_section() {
     for schema in SECTIONS {
         let documented: Vec<_> = rows(&heading(schema)).into_iter().map(|row| row.key).collect();
         let known: Vec<_> = schema.keys.iter().map(|doc| doc.key).collect();
@@ -80,7 +80,7 @@ fn every_key_stands_in_the_table_of_its_section() {
 }
 
 #[test]
-fn defaults_are_the_schemas() {
+fn docs_in_step_defaults_are_the_schemas() {
     for schema in SECTIONS {
         for (row, doc) in rows(&heading(schema)).iter().zip(schema.keys) {
             let place = format!("{} in {}", row.key, heading(schema));
@@ -100,7 +100,7 @@ fn defaults_are_the_schemas() {
 }
 
 #[test]
-fn ranges_are_the_readers() {
+fn docs_in_step_ranges_are_the_readers() {
     fn range<T: Show>(range: &RangeInclusive<T>) -> String {
         format!("{} to {}", range.start().show(), range.end().show())
     }
@@ -147,7 +147,7 @@ fn ranges_are_the_readers() {
 
 /// The schema holds TOML, so it cannot name the data plane's constant.
 #[test]
-fn max_flows_has_the_data_planes_default() {
+fn docs_in_step_max_flows_has_the_data_planes_default() {
     let doc = TOP.key("max_flows").unwrap();
     let Need::Default(toml) = doc.need else { panic!("{:?}", doc.need) };
     assert_eq!(toml, lb_common::maps::DEFAULT_MAX_FLOWS.to_string());
@@ -155,7 +155,7 @@ fn max_flows_has_the_data_planes_default() {
 
 /// What an operator copies works as it stands, and has nothing to remark on.
 #[test]
-fn examples_are_good_configs() {
+fn docs_in_step_examples_are_good_configs() {
     for (file, text, least) in
         [("README.md", README, 1), ("docs/configuration.md", CONFIGURATION, 3), ("docs/node.md", NODE, 1)]
     {

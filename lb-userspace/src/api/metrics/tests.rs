@@ -174,7 +174,7 @@ fn each_series_stands_once_after_its_type() {
 
 /// What is deployed asks for metrics that there are, and each alert has its runbook.
 #[test]
-fn alerts_and_the_dashboard_name_metrics_that_there_are() {
+fn docs_in_step_alerts_and_dashboard() {
     const ALERTS: &str = include_str!("../../../../deploy/prometheus/alerts.yml");
     const CASES: &str = include_str!("../../../../deploy/prometheus/alerts_test.yml");
     const DASHBOARD: &str = include_str!("../../../../deploy/grafana/dashboard.json");
@@ -204,4 +204,45 @@ fn alerts_and_the_dashboard_name_metrics_that_there_are() {
         assert!(ALERTS.contains(&format!("docs/alerts.md#{}", alert.to_lowercase())), "{alert}");
         assert!(CASES.contains(&format!("alertname: {alert}\n")), "{alert} has no case");
     }
+}
+
+/// Every metric stands in docs/metrics.md, which `ETCD_LB_UPDATE=1 cargo test -p etcd-lb metrics` writes.
+#[test]
+fn docs_in_step_metrics() {
+    const HEAD: &str = "# Metrics\n\n\
+        Served at `/metrics` of `[api] http_listen`, in Prometheus' text format. Every series exists from the start, at 0; a service's and a\n\
+        backend's as long as they are configured. No label holds a client's address. Counters begin anew when the agent does, except those\n\
+        of the data plane, which live as long as that: `rate()` bears both.\n\n\
+        The reasons of drops and resets are explained in [counters.md](counters.md), alerts in [alerts.md](alerts.md).\n\n\
+        | metric | type | labels | what it tells |\n| --- | --- | --- | --- |\n";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+    let page = render(&figures());
+    let mut text = HEAD.to_owned();
+    let mut lines = page.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some(help) = line.strip_prefix("# HELP ") else { continue };
+        let (name, help) = help.split_once(' ').unwrap();
+        let kind = lines.next().and_then(|line| line.strip_prefix("# TYPE ")?.split(' ').nth(1)).unwrap();
+        let labels: Vec<String> = match lines.peek().and_then(|line| line.split_once('{')) {
+            Some((_, rest)) => rest
+                .rsplit_once('}')
+                .unwrap()
+                .0
+                .split("\",")
+                .filter_map(|label| label.split_once("=\""))
+                .filter(|(label, _)| *label != "le")
+                .map(|(label, _)| format!("`{label}`"))
+                .collect(),
+            None => Vec::new(),
+        };
+        text += &format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", "));
+    }
+    if std::env::var_os("ETCD_LB_UPDATE").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    assert_eq!(
+        std::fs::read_to_string(path).unwrap_or_default(),
+        text,
+        "docs/metrics.md: see this test's head"
+    );
 }

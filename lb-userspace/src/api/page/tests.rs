@@ -105,7 +105,7 @@ fn each_state_shows() {
     for (status, words) in [
         (&fenced, &["<b class=\"bad\">fenced</b>", "Fenced: this node"][..]),
         (&open, &["failing open", "class=\"bad\">down<", "wide bad\">connect: refused"]),
-        (&backup, &["<b class=\"\">backup</b>", "not connected", "class=\"warn\">draining<"]),
+        (&backup, &["<b class=\"\">backup</b>", "NOT CONNECTED", "class=\"warn\">draining<"]),
     ] {
         let page = text(status);
         for words in words {

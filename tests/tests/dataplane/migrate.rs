@@ -1,0 +1,171 @@
+//! Maps of another `max_flows` or layout are carried over; whoever dies or gives up meanwhile, they are there.
+
+use std::fs;
+
+use etcd_lb::dataplane::monotonic_ns;
+use lb_common::{
+    claim::{Claim, State},
+    maps::{LOAD_TOTAL, Load, load_of_backend, load_of_service, name},
+};
+
+use super::{
+    flows::{Maps, key, pinned},
+    sandbox::{MAX_FLOWS, PORT, Sandbox, VIP, address, complete_without_links, desired, map_id, run},
+};
+
+/// Two flows on the first backend and one on the second, and one that is closed.
+fn leave_flows(sandbox: &Sandbox) -> Maps {
+    sandbox.leave_behind(&desired(&[1, 2]));
+    let mut maps = pinned(sandbox);
+    let now = monotonic_ns();
+    for (backend, port) in [(0, 2000), (0, 2001), (1, 3000)] {
+        establish(&mut maps, backend, port, now);
+    }
+    maps.claim(1, 3001, Claim::new(State::Closed, 7), now);
+    maps.claim(0, 4000, Claim::new(State::Free, 9), now);
+    maps
+}
+
+fn establish(maps: &mut Maps, backend: u16, port: u16, now: u64) {
+    maps.flow(backend, port, State::Established, now);
+    maps.forward(backend, port, now);
+    change_loads(maps, backend, 1);
+}
+
+fn change_loads(maps: &mut Maps, backend: u16, by: i64) {
+    for slot in [load_of_backend(backend), load_of_service(0), LOAD_TOTAL] {
+        let load: Load = maps.loads.get(&slot, 0).unwrap();
+        maps.loads.set(slot, Load { established: load.established + by, ..load }, 0).unwrap();
+    }
+}
+
+fn loads(maps: &Maps) -> [i64; 4] {
+    [load_of_backend(0), load_of_backend(1), load_of_service(0), LOAD_TOTAL]
+        .map(|slot| maps.loads.get(&slot, 0).unwrap().established)
+}
+
+fn assert_flows(maps: &Maps, flows: &[(u16, u16)]) {
+    for &(backend, port) in flows {
+        let record = maps.record(backend, port);
+        assert!(record.claim().is(State::Established), "{backend} {port}: {record:?}");
+        let flow = maps.flows.get(&key(port), 0).unwrap();
+        assert!(flow.is_of(backend, record.client_port, record.claim().generation()), "{flow:?}");
+    }
+    assert_eq!(maps.flows.keys().count(), flows.len());
+}
+
+#[test]
+fn flows_numbers_and_loads_are_carried_over() {
+    run(|sandbox| {
+        let old = leave_flows(sandbox);
+        let (flows, before) = (map_id(&sandbox.pin(name::FLOWS)), old.record(0, 2000));
+        let mut plane = sandbox.open_for(MAX_FLOWS * 2).unwrap();
+        assert!(plane.adopted());
+        assert_eq!(plane.restored_health(VIP, PORT, address(1)), Some(true));
+        assert_eq!(plane.backend_number(VIP, PORT, address(2)), Some(1));
+        plane.reconcile(&desired(&[1, 2])).unwrap();
+        plane.carry_flows().unwrap();
+        plane.carry_rest().unwrap();
+        plane.keep();
+        let new = pinned(sandbox);
+        assert_ne!(map_id(&sandbox.pin(name::FLOWS)), flows);
+        assert_flows(&new, &[(0, 2000), (0, 2001), (1, 3000)]);
+        assert_eq!(new.record(0, 2000), before);
+        // Who had a slot before is not forgotten.
+        assert_eq!(new.record(1, 3001).claim(), Claim::new(State::Closed, 7));
+        assert_eq!(new.record(0, 4000).claim(), Claim::new(State::Free, 9));
+        assert_eq!(loads(&new), [2, 1, 3, 3]);
+        assert!(complete_without_links(&sandbox.pinned()), "{:?}", sandbox.pinned());
+        drop(plane);
+        // And the next one finds them as they are.
+        let plane = sandbox.open_for(MAX_FLOWS * 2).unwrap();
+        assert_eq!(plane.census().total.established, 3);
+    });
+}
+
+#[test]
+fn what_happens_while_they_are_copied_is_brought_up_to_date() {
+    run(|sandbox| {
+        let mut old = leave_flows(sandbox);
+        let mut plane = sandbox.open_for(MAX_FLOWS * 2).unwrap();
+        plane.reconcile(&desired(&[1, 2])).unwrap();
+        plane.carry_flows().unwrap();
+        let now = monotonic_ns();
+        // Under the old program: one comes, one ends, one ends and another has its port; then the new one takes over.
+        establish(&mut old, 1, 3500, now);
+        old.claim(0, 2001, Claim::new(State::Closed, 1), now);
+        old.flows.remove(&key(2001)).unwrap();
+        change_loads(&mut old, 0, -1);
+        // Under the new program one moves on by itself.
+        let mut new = pinned(sandbox);
+        new.claim(1, 3000, Claim::new(State::Closed, 1), now);
+        new.flows.remove(&key(3000)).unwrap();
+        change_loads(&mut new, 1, -1);
+        plane.carry_rest().unwrap();
+        assert_flows(&new, &[(0, 2000), (1, 3500)]);
+        assert_eq!(loads(&new), [1, 1, 2, 2]);
+        assert!(new.record(0, 2001).claim().is(State::Closed));
+    });
+}
+
+#[test]
+fn an_agent_that_gives_up_leaves_the_old_maps_as_they_were() {
+    run(|sandbox| {
+        let old = leave_flows(sandbox);
+        let state = || -> Vec<_> {
+            let id = |name: &str| if name::KEPT.contains(&name) { map_id(&sandbox.pin(name)) } else { 0 };
+            sandbox.pinned().into_iter().map(|name| (id(&name), name)).collect()
+        };
+        let before = state();
+        let mut plane = sandbox.open_for(MAX_FLOWS * 2).unwrap();
+        assert_ne!(state(), before);
+        plane.reconcile(&desired(&[1, 2])).unwrap();
+        plane.carry_flows().unwrap();
+        drop(plane);
+        assert_eq!(state(), before);
+        assert_flows(&old, &[(0, 2000), (0, 2001), (1, 3000)]);
+    });
+}
+
+#[test]
+fn an_agent_that_is_killed_at_any_step_leaves_maps_that_the_next_one_carries_over() {
+    run(|sandbox| {
+        let _old = leave_flows(sandbox);
+        let aside = sandbox.pin("old");
+        // While they are set aside.
+        fs::create_dir(&aside).unwrap();
+        for name in [name::FLOWS, name::PORTS, name::BACKENDS] {
+            fs::rename(sandbox.pin(name), aside.join(name)).unwrap();
+        }
+        let plane = sandbox.open_for(MAX_FLOWS * 2).unwrap();
+        // When all are, and new ones are made: what `forget` leaves is what a kill leaves.
+        std::mem::forget(plane);
+        assert!(aside.join(name::LAYOUT).exists() && !sandbox.pin(name::LAYOUT).exists());
+        let mut plane = sandbox.open_for(MAX_FLOWS * 4).unwrap();
+        plane.reconcile(&desired(&[1, 2])).unwrap();
+        plane.carry_flows().unwrap();
+        std::mem::forget(plane);
+        let mut plane = sandbox.open_for(MAX_FLOWS * 8).unwrap();
+        plane.reconcile(&desired(&[1, 2])).unwrap();
+        plane.carry_flows().unwrap();
+        plane.carry_rest().unwrap();
+        plane.keep();
+        drop(plane);
+        // While the old ones are let go.
+        fs::create_dir(&aside).unwrap();
+        let plane = sandbox.open_for(MAX_FLOWS * 8).unwrap();
+        assert!(!aside.exists() && plane.adopted());
+        assert_flows(&pinned(sandbox), &[(0, 2000), (0, 2001), (1, 3000)]);
+        assert_eq!(plane.census().total.established, 3);
+    });
+}
+
+#[test]
+fn more_flows_than_there_is_room_for_are_not_carried_over() {
+    run(|sandbox| {
+        let _old = leave_flows(sandbox);
+        let error = sandbox.open_for(2).unwrap_err().to_string();
+        assert!(error.contains("max_flows = 2 is less than the 3 flows that there are"), "{error}");
+        assert_eq!(sandbox.open().unwrap().census().total.established, 3);
+    });
+}

@@ -13,7 +13,7 @@ pub(crate) fn build(version: Option<&str>) -> Result<()> {
     let cargo_deb = target.join("tools/bin/cargo-deb");
     ensure!(
         cargo_deb.is_file(),
-        "no cargo-deb at {}; `scripts/setup.sh --deb` builds it",
+        "no cargo-deb at {}; `scripts/setup.sh --build --deb` builds it",
         cargo_deb.display()
     );
     lab::build(&["--release", "--package", "etcd-lb"])?;

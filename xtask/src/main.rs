@@ -2,6 +2,7 @@
 
 mod bench;
 mod cargo;
+mod deb;
 mod kernels;
 mod lab;
 mod run;
@@ -43,6 +44,12 @@ enum Task {
         #[arg(long, value_name = "FILE")]
         json: Option<std::path::PathBuf>,
     },
+    /// Build the Debian package, in target/debian, and print its path
+    Deb {
+        /// Another version than the workspace's, with the revision: 0.2.0-1
+        #[arg(long, value_name = "VERSION")]
+        deb_version: Option<String>,
+    },
     /// Check the house rules
     Tidy,
 }
@@ -70,6 +77,7 @@ impl Task {
             Self::Demo => return lab::exec(&["demo".to_owned()]),
             Self::Test(options) => return test::run(&options),
             Self::Bench { quick, json } => return bench::run(quick, json.as_deref()),
+            Self::Deb { deb_version } => deb::build(deb_version.as_deref())?,
             Self::Tidy => {
                 tidy::check(&cargo::workspace_root()?)?;
                 tidy::docs(&cargo::workspace_root()?)?;

@@ -21,7 +21,6 @@ pub struct DetachReport {
 ///
 /// [`Error::Capabilities`], [`Error::NotBpffs`], [`Error::PinDir`].
 pub fn detach(pin_dir: &Path) -> Result<DetachReport, Error> {
-    super::privilege::check()?;
     let pins = match PinDir::open(pin_dir) {
         Ok(pins) => pins,
         Err(Error::PinDir { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -29,6 +28,7 @@ pub fn detach(pin_dir: &Path) -> Result<DetachReport, Error> {
         }
         Err(error) => return Err(error),
     };
+    super::privilege::check()?;
     let attached = pins.attached()?.into_iter().map(|link| link.ifindex).collect();
     let found = pins.holds_anything()?;
     for ifindex in pins.links()? {

@@ -34,15 +34,8 @@ enum Task {
     Demo,
     /// Run every check and test (needs root)
     Test(test::Options),
-    /// Measure the XDP program: ns per packet, net of the harness (needs root)
-    Bench {
-        /// Fewer and shorter rounds
-        #[arg(long)]
-        quick: bool,
-        /// Also write the figures as JSON
-        #[arg(long, value_name = "FILE")]
-        json: Option<std::path::PathBuf>,
-    },
+    /// Measure etcd-lb and others side by side (needs root)
+    Bench(bench::Options),
     /// Check the house rules
     Tidy,
 }
@@ -69,7 +62,7 @@ impl Task {
             Self::Lab { args } => return lab::exec(&args),
             Self::Demo => return lab::exec(&["demo".to_owned()]),
             Self::Test(options) => return test::run(&options),
-            Self::Bench { quick, json } => return bench::run(quick, json.as_deref()),
+            Self::Bench(options) => return bench::run(&options),
             Self::Tidy => tidy::check(&cargo::workspace_root()?)?,
         }
         Ok(ExitCode::SUCCESS)

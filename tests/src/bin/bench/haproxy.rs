@@ -22,7 +22,7 @@ pub fn start(host: &Host, address: Ipv4Addr, behind: &Behind<'_>, closing: bool)
 /// often as ours.
 fn text(host: &Host, address: Ipv4Addr, behind: &Behind<'_>, closing: bool) -> Result<String> {
     let mut text = String::from(
-        "global\n  maxconn 20000\n  nbthread 1\n  tune.bufsize 16384\n  tune.maxaccept 100\ndefaults\n  mode tcp\n  option \
+        "global\n  maxconn 4000\n  nbthread 1\n  tune.bufsize 16384\n  tune.maxaccept 100\ndefaults\n  mode tcp\n  option \
          splice-auto\n  option redispatch\n  option clitcpka\n  option srvtcpka\n  timeout connect 1s\n  timeout client 2h\n  \
          timeout server 2h\n  timeout check 500ms\n",
     );

@@ -103,12 +103,12 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
         cases.push(Case { title, goal, scene, packet, action, repeat, fresh: false, samples: Vec::new() });
     };
     for (flows, forward, back) in SIZES {
-        let many = crate::report::number(f64::from(flows));
+        let many = counted(flows);
         for v6 in [false, true] {
             let scene = Scene::with_flows(&object, flows, v6)?;
             let (number, family) = (scenes.len(), if v6 { "IPv6 " } else { "" });
-            add(number, format!("{family}forward, {many} flows"), forward, scene.forward(flows), TX);
-            add(number, format!("{family}return, {many} flows"), back, scene.back(flows), TX);
+            add(number, format!("{family}forward, {many}"), forward, scene.forward(flows), TX);
+            add(number, format!("{family}return, {many}"), back, scene.back(flows), TX);
             if flows == 4096 {
                 let goal = "≤ 6 (Katran 20)";
                 add(number, format!("{family}not ours"), goal, scene.not_ours(), PASS);
@@ -155,6 +155,15 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     }
     let row = |case: Case| Row::new("packets", case.title, "ns").goal(case.goal).cell(OURS, case.samples);
     Ok(cases.into_iter().map(row).collect())
+}
+
+/// `1 flow`, `4,096 flows`.
+fn counted(flows: u32) -> String {
+    match flows {
+        1 => "1 flow".to_owned(),
+        _ if flows < 1_000_000 => format!("{},{:03} flows", flows / 1000, flows % 1000),
+        _ => format!("{},{:03},{:03} flows", flows / 1_000_000, flows / 1000 % 1000, flows % 1000),
+    }
 }
 
 /// ns per repetition of the wrapper with a target, and the last one's action.

@@ -189,8 +189,8 @@ fn nginx(host: &Host, address: Ipv4Addr, behind: &Behind<'_>) -> Result<Process>
     });
     // One worker, as one thread of HAProxy.
     let text = format!(
-        "load_module {module};\ndaemon off;\nworker_processes 1;\nworker_rlimit_nofile 65536;\nuser root;\npid {pid};\nerror_log \
-         stderr error;\nevents {{ worker_connections 30000; multi_accept on; }}\nstream {{\n  access_log off;\n  tcp_nodelay \
+        "load_module {module};\ndaemon off;\nworker_processes 1;\nworker_rlimit_nofile 16000;\nuser root;\npid {pid};\nerror_log \
+         stderr error;\nevents {{ worker_connections 8000; multi_accept on; }}\nstream {{\n  access_log off;\n  tcp_nodelay \
          on;\n  proxy_buffer_size 16k;\n  proxy_timeout 2h;\n  proxy_connect_timeout 1s;\n  {servers}}}\n",
         pid = run.join("nginx.pid").display(),
         servers = servers.collect::<String>(),

@@ -128,6 +128,11 @@ impl Keepalived {
         Ok(())
     }
 
+    /// Its host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// Its log.
     pub fn log(&self) -> &Path {
         self.process.log()

@@ -21,7 +21,7 @@ use crate::{
     responder,
     rounds::interleave,
     site::{BULK, REQUESTS, Site},
-    wire::{direct, iperf3},
+    wire::{Amount, direct, iperf3},
 };
 
 /// Both rates are well below what the slowest peer can do, so that all do the same work in the same time.
@@ -84,12 +84,12 @@ pub fn cpu(site: &Site, effort: Effort) -> Result<Vec<Row>> {
 }
 
 fn bulk(site: &Site, peer: &Peer, effort: Effort) -> Result<f64> {
-    let seconds = effort.pick(1, 4);
-    Ok(iperf3(site.client(), peer.target(BULK), seconds, Some(BULK_RATE))?.octets / 1e9)
+    let amount = effort.pick(Amount::Octets("60M"), Amount::Seconds("4"));
+    Ok(iperf3(site.client(), peer.target(BULK), amount, Some(BULK_RATE))?.octets / 1e9)
 }
 
 fn requests(site: &Site, peer: &Peer, effort: Effort) -> Result<f64> {
-    let during = effort.pick(Duration::from_secs(1), Duration::from_secs(4));
+    let during = effort.pick(Duration::from_millis(600), Duration::from_secs(4));
     let to = peer.target(REQUESTS);
     Ok(responder::paced(site.client(), to, CONNECTIONS, REQUEST_RATE, during)? as f64 / 1e6)
 }

@@ -24,10 +24,10 @@ fn text(host: &Host, address: Ipv4Addr, behind: &Behind<'_>, closing: bool) -> R
     let mut text = String::from(
         "global\n  maxconn 4000\n  nbthread 1\n  tune.bufsize 16384\n  tune.maxaccept 100\ndefaults\n  mode tcp\n  option \
          splice-auto\n  option redispatch\n  option clitcpka\n  option srvtcpka\n  timeout connect 1s\n  timeout client 2h\n  \
-         timeout server 2h\n  timeout check 500ms\n",
+         timeout server 2h\n  timeout check 1s\n",
     );
     let check = match behind.cluster {
-        None => format!("port {} inter 200ms fastinter 50ms", behind.checked),
+        None => format!("port {} inter 1s fastinter 200ms", behind.checked),
         Some(cluster) => {
             let pki = &cluster.pki;
             let pem = host.lab_dir().join("run").join(format!("{}-client.pem", host.name()));

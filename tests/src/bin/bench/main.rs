@@ -76,6 +76,11 @@ impl Effort {
         self.pick(3, 7)
     }
 
+    /// Rounds before those, which find cold caches and unresolved neighbours.
+    pub fn warm_up(self) -> usize {
+        self.pick(0, 1)
+    }
+
     pub fn pick<T>(self, quick: T, full: T) -> T {
         match self {
             Self::Quick => quick,

@@ -96,7 +96,7 @@ const SIZES: [(u32, &str, &str); 4] = [
 
 pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     let object = fs::read(object).with_context(|| format!("{}", object.display()))?;
-    let repeat = effort.pick(100_000, 1_000_000);
+    let repeat = effort.pick(50_000, 1_000_000);
     let mut scenes = Vec::new();
     let mut cases = Vec::new();
     let mut add = |scene: usize, title: String, goal, packet, action| {
@@ -137,7 +137,7 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
         });
         scenes.push(room);
     }
-    for round in 0..=effort.rounds() {
+    for round in 0..effort.warm_up() + effort.rounds() {
         for case in &mut cases {
             let ebpf = scenes[case.scene].ebpf();
             let (base, _) = run(ebpf, program::PASS, &case.packet, case.repeat)?;
@@ -148,7 +148,7 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
                 template.flow =
                     template.flow.wrapping_add(template.stride.wrapping_mul(case.repeat)) & template.mask;
             }
-            if round > 0 {
+            if round >= effort.warm_up() {
                 case.samples.push((whole - base).max(0.0));
             }
         }

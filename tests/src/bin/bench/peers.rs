@@ -168,7 +168,10 @@ pub fn etcd_lb(host: &Host, behind: &Behind<'_>) -> String {
             Some(cluster) => Config::etcd(host, cluster),
             None => {
                 let members = behind.members.iter().map(|member| SocketAddr::from((*member, *port)));
-                Config::tcp(host).more_health(&format!("port = {}", behind.checked)).numbered(members)
+                // As seldom as HAProxy's checks, and as patient.
+                let health = "kind = \"tcp\"\ninterval = \"1s\"\nfast_interval = \"200ms\"\ntimeout = \"1s\"";
+                let health = format!("{health}\nport = {}", behind.checked);
+                Config::tcp(host).health(&health).numbered(members)
             }
         };
         let config = config.name(&format!("port-{port}")).port(*port).default_algorithm();

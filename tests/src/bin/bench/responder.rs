@@ -5,7 +5,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -106,19 +106,31 @@ pub fn latency(host: &Host, to: SocketAddr, during: Duration) -> Result<(f64, f6
     Ok((quantile(&times, 0.5), quantile(&times, 0.99)))
 }
 
-/// Connections per second: workers that each connect, ask once and close, one after the other. A connection that fails is
-/// an error.
-pub fn connections(host: &Host, to: SocketAddr, workers: usize, during: Duration) -> Result<f64> {
+/// Connections of a round.
+pub struct Connected {
+    /// Those that were answered.
+    pub per_second: f64,
+    /// Those that were not, or never became one.
+    pub failed_per_second: f64,
+    /// What the first of those said.
+    pub error: Option<String>,
+}
+
+/// Workers that each connect, ask once and close, one after the other.
+pub fn connections(host: &Host, to: SocketAddr, workers: usize, during: Duration) -> Result<Connected> {
     let (count, begun) = (AtomicU64::new(0), Instant::now());
+    let (failed, first) = (AtomicU64::new(0), Mutex::new(None));
     host.run(|| {
         thread::scope(|scope| {
             let work = || -> Result<()> {
                 while begun.elapsed() < during {
-                    let mut stream = TcpStream::connect_timeout(&to, LIMIT).context("connecting")?;
-                    prepare(&stream)?;
-                    trip(&mut stream).context("asking")?;
-                    stream.shutdown(Shutdown::Write)?;
-                    count.fetch_add(1, Ordering::Relaxed);
+                    let Err(error) = ask_once(to) else {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    };
+                    failed.fetch_add(1, Ordering::Relaxed);
+                    let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+                    first.get_or_insert(format!("{error:#}"));
                 }
                 Ok(())
             };
@@ -126,7 +138,19 @@ pub fn connections(host: &Host, to: SocketAddr, workers: usize, during: Duration
             join(threads.into_iter().map(|thread| thread.join()))
         })
     })?;
-    Ok(count.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64())
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok(Connected {
+        per_second: count.load(Ordering::Relaxed) as f64 / seconds,
+        failed_per_second: failed.load(Ordering::Relaxed) as f64 / seconds,
+        error: first.into_inner().unwrap_or_else(PoisonError::into_inner),
+    })
+}
+
+fn ask_once(to: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, LIMIT).context("connecting")?;
+    prepare(&stream)?;
+    trip(&mut stream).context("asking")?;
+    stream.shutdown(Shutdown::Write).context("closing")
 }
 
 /// Requests at a rate, spread over connections; how many were answered.

@@ -4,18 +4,17 @@ use anyhow::Result;
 
 use crate::Effort;
 
-/// Asks every contestant once a round; what it finds, by contestant, in the order of the rounds. The first round is thrown
-/// away: it finds cold caches and unresolved neighbours.
+/// Asks every contestant once a round; what it finds, by contestant, in the order of the rounds.
 pub fn interleave<C, F>(
     effort: Effort,
     contestants: &mut [C],
     mut measure: impl FnMut(&mut C) -> Result<F>,
 ) -> Result<Vec<Vec<F>>> {
     let mut found: Vec<Vec<F>> = contestants.iter().map(|_| Vec::new()).collect();
-    for round in 0..=effort.rounds() {
+    for round in 0..effort.warm_up() + effort.rounds() {
         for (contestant, found) in contestants.iter_mut().zip(&mut found) {
             let figure = measure(contestant)?;
-            if round > 0 {
+            if round >= effort.warm_up() {
                 found.push(figure);
             }
         }
@@ -30,7 +29,7 @@ mod tests {
     #[test]
     fn contestants_take_turns() {
         let mut order = Vec::new();
-        let found = interleave(Effort::Quick, &mut ['a', 'b'], |who| {
+        let found = interleave(Effort::Full, &mut ['a', 'b'], |who| {
             order.push(*who);
             Ok(order.len())
         })
@@ -38,6 +37,6 @@ mod tests {
         assert_eq!(order[..4], ['a', 'b', 'a', 'b']);
         // The first two were thrown away.
         assert_eq!(found[0][0], 3);
-        assert_eq!(found[0].len(), Effort::Quick.rounds());
+        assert_eq!(found[0].len(), Effort::Full.rounds());
     }
 }

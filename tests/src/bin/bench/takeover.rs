@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use etcd_lb_tests::{CLIENT_PORT, Host, VIP, echo::BusyClients, eventually, owner::OwnerWatch, pair::Pair};
 use nix::sys::signal::Signal;
 
@@ -90,7 +90,7 @@ pub fn takeover(effort: Effort, keepalived: bool) -> Result<Vec<Row>> {
 fn measure(nodes: &mut impl Nodes, effort: Effort) -> Result<Found> {
     let mut found = Found::default();
     for _ in 0..effort.pick(1, 5) {
-        for ((event, _), (took, broken)) in EVENTS.into_iter().zip(&mut found) {
+        for ((event, title), (took, broken)) in EVENTS.into_iter().zip(&mut found) {
             let vip = SocketAddr::from((VIP, CLIENT_PORT));
             let busy = eventually(LIMIT, "clients connect", || {
                 BusyClients::start(nodes.client(), vip, CLIENTS, Duration::from_millis(10))
@@ -98,7 +98,7 @@ fn measure(nodes: &mut impl Nodes, effort: Effort) -> Result<Found> {
             busy.wait_progress(5, LIMIT)?;
             nodes.ready(CLIENTS)?;
             let since = Instant::now();
-            nodes.cause(event)?;
+            nodes.cause(event).context(title)?;
             let other = nodes.macs()[1];
             let owned = eventually(LIMIT, "the other node answers", || {
                 nodes.watch().first(other, since).ok_or_else(|| anyhow!("it does not"))
@@ -107,7 +107,7 @@ fn measure(nodes: &mut impl Nodes, effort: Effort) -> Result<Found> {
             // Those that are not broken go on.
             busy.wait_progress(3, LIMIT)?;
             broken.push(busy.broken() as f64);
-            nodes.restore(event)?;
+            nodes.restore(event).with_context(|| format!("after it was {title}"))?;
             drop(busy);
         }
     }

@@ -51,10 +51,10 @@ pub fn latency(site: &mut Site, effort: Effort) -> Result<Vec<Row>> {
 
 /// iperf3, one stream.
 pub fn throughput(site: &mut Site, effort: Effort) -> Result<Vec<Row>> {
-    let seconds = effort.pick(1, 4);
+    let amount = effort.pick(Amount::Octets("60M"), Amount::Seconds("4"));
     let client = site.client().clone();
     let found = interleave(effort, &mut site.peers, |peer| {
-        Ok(iperf3(&client, peer.target(BULK), seconds, None)?.bits_per_second / 1e9)
+        Ok(iperf3(&client, peer.target(BULK), amount, None)?.bits_per_second / 1e9)
     })?;
     let mut row = Row::new("throughput", "bulk, one stream", "Gbit/s").goal("≥ 1.8 × HAProxy, ≥ nftables");
     for (peer, samples) in site.peers.iter().zip(found) {
@@ -71,10 +71,15 @@ pub fn connections(site: &mut Site, effort: Effort) -> Result<Vec<Row>> {
         responder::connections(&client, peer.target(REQUESTS), WORKERS, during)
     })?;
     let mut row = Row::new("connections", "connect, one request, close", "/s").goal("≥ 3 × HAProxy");
-    for (peer, samples) in site.peers.iter().zip(found) {
-        row = row.cell(peer.name(), samples);
+    let mut failed = Row::new("connections", "of these, connections that failed", "/s").goal("0");
+    for (peer, rounds) in site.peers.iter().zip(found) {
+        if let Some(error) = rounds.iter().find_map(|found| found.error.as_deref()) {
+            eprintln!("connections through {}: {error}", peer.name());
+        }
+        row = row.cell(peer.name(), rounds.iter().map(|found| found.per_second).collect());
+        failed = failed.cell(peer.name(), rounds.iter().map(|found| found.failed_per_second).collect());
     }
-    Ok(vec![row])
+    Ok(vec![row, failed])
 }
 
 /// The figures of the direct way.
@@ -90,18 +95,21 @@ pub struct Bulk {
     pub octets: f64,
 }
 
-/// Sends for so many seconds, at a rate if one is given, as iperf3 writes it (`1G`).
-pub fn iperf3(client: &Host, to: SocketAddr, seconds: u32, rate: Option<&str>) -> Result<Bulk> {
+/// How much iperf3 sends, as it writes it (`60M`).
+#[derive(Clone, Copy)]
+pub enum Amount {
+    Seconds(&'static str),
+    Octets(&'static str),
+}
+
+/// Sends so much, at a rate if one is given, as iperf3 writes it (`1G`).
+pub fn iperf3(client: &Host, to: SocketAddr, amount: Amount, rate: Option<&str>) -> Result<Bulk> {
     let mut command = client.command("iperf3");
-    command.args([
-        "-J",
-        "-c",
-        &to.ip().to_string(),
-        "-p",
-        &to.port().to_string(),
-        "-t",
-        &seconds.to_string(),
-    ]);
+    command.args(["-J", "-c", &to.ip().to_string(), "-p", &to.port().to_string()]);
+    match amount {
+        Amount::Seconds(seconds) => command.args(["-t", seconds]),
+        Amount::Octets(octets) => command.args(["-n", octets]),
+    };
     if let Some(rate) = rate {
         command.args(["-b", rate]);
     }

@@ -73,7 +73,9 @@ impl Theirs {
         eventually(LIMIT, "the stronger keepalived has the VIP", || {
             for (node, first) in self.nodes.iter().zip([true, false]) {
                 let (keepalived, _) = node.as_ref().context("it does not run")?;
-                ensure!(keepalived.is_master()? == first, "not yet");
+                let master = keepalived.is_master()?;
+                let name = keepalived.host().name();
+                ensure!(master == first, "{name} {} the VIP", if master { "has" } else { "has not" });
             }
             self.watch.first(self.macs[0], since).ok_or_else(|| anyhow!("it does not answer"))
         })?;

@@ -96,6 +96,12 @@ impl Keepalived {
         self.process.signal(Signal::SIGSTOP)?;
         self.signal_children(Signal::SIGKILL)?;
         self.process.kill()?;
+        // While nobody has asked for its child's end, the next one would take the files for those of one that runs.
+        for name in ["pid", "vrrp"] {
+            let file =
+                self.host.lab_dir().join("run").join(format!("{}-keepalived.{name}", self.host.name()));
+            let _it_may_have_none = fs::remove_file(file);
+        }
         self.host.output("ip", &["address", "flush", "to", &self.vip]).map(drop)
     }
 

@@ -12,11 +12,14 @@ use etcd_lb_tests::{
     eventually,
     keepalived::{Keepalived, Settings},
     owner::OwnerWatch,
+    process::tail,
 };
 
 use super::{Event, LIMIT, Nodes};
 use crate::{haproxy, peers::Behind};
 
+/// Of each log that are shown when something fails.
+const LOG_LINES: usize = 12;
 const NAMES: [&str; 2] = ["lb1", "lb2"];
 
 pub struct Theirs {
@@ -70,7 +73,7 @@ impl Theirs {
 
     /// The first node has the VIP, and the second one has not.
     fn wait_first(&self, since: Instant) -> Result<()> {
-        eventually(LIMIT, "the stronger keepalived has the VIP", || {
+        let waited = eventually(LIMIT, "the stronger keepalived has the VIP", || {
             for (node, first) in self.nodes.iter().zip([true, false]) {
                 let (keepalived, _) = node.as_ref().context("it does not run")?;
                 let master = keepalived.is_master()?;
@@ -78,7 +81,9 @@ impl Theirs {
                 ensure!(master == first, "{name} {} the VIP", if master { "has" } else { "has not" });
             }
             self.watch.first(self.macs[0], since).ok_or_else(|| anyhow!("it does not answer"))
-        })?;
+        });
+        let log = |(keepalived, _): &(Keepalived, Process)| tail(keepalived.log(), LOG_LINES);
+        waited.with_context(|| self.nodes.iter().flatten().map(log).collect::<Vec<_>>().join("\n--\n"))?;
         // What the other one answered before is gone from the client's table by then.
         std::thread::sleep(Duration::from_millis(500));
         Ok(())

@@ -27,8 +27,8 @@ pub fn document(report: &Report, quick: bool) -> String {
     if quick {
         let _ = writeln!(
             text,
-            "**A run with `--quick`: few and short rounds, on a machine that did other work at the same time. It shows what is \
-             measured; do not draw conclusions from it.**\n"
+            "**A run with `--quick`: few and short rounds. Client, server and balancers share the machine's processors: ratios \
+             matter, values do not; where a spread is wide, neither does.**\n"
         );
     }
     let _ = writeln!(text, "```\n{}```\n", report.machine);

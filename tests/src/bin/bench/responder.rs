@@ -135,7 +135,7 @@ pub fn connections(host: &Host, to: SocketAddr, workers: usize, during: Duration
                 Ok(())
             };
             let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-            join(threads.into_iter().map(|thread| thread.join()))
+            join(threads.into_iter().map(thread::ScopedJoinHandle::join))
         })
     })?;
     let seconds = begun.elapsed().as_secs_f64();
@@ -175,11 +175,11 @@ pub fn paced(host: &Host, to: SocketAddr, connections: u32, rate: f64, during: D
             .zip(0..)
             .map(|(stream, number)| scope.spawn(move || work(stream, pause * number / connections)))
             .collect();
-        join(threads.into_iter().map(|thread| thread.join()))
+        join(threads.into_iter().map(thread::ScopedJoinHandle::join))
     })?;
     Ok(count.load(Ordering::Relaxed))
 }
 
-fn join(threads: impl Iterator<Item = thread::Result<Result<()>>>) -> Result<()> {
-    threads.map(|ended| ended.unwrap_or_else(|_| anyhow::bail!("a client panicked"))).collect()
+fn join(mut threads: impl Iterator<Item = thread::Result<Result<()>>>) -> Result<()> {
+    threads.try_for_each(|ended| ended.unwrap_or_else(|_| anyhow::bail!("a client panicked")))
 }

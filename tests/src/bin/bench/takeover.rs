@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use etcd_lb_tests::{CLIENT_PORT, Host, VIP, echo::BusyClients, eventually, owner::OwnerWatch, pair::Pair};
 use nix::sys::signal::Signal;
 
@@ -143,8 +143,11 @@ impl Nodes for Ours {
 
     fn ready(&self, connections: usize) -> Result<()> {
         self.0.wait_synced();
-        self.0.wait_copied(connections);
-        Ok(())
+        eventually(LIMIT, "the backup has every flow", || {
+            let used = self.0.nodes[1].status()?["flow_table"]["used"].as_u64();
+            ensure!(used >= Some(connections as u64), "it has {used:?}");
+            Ok(())
+        })
     }
 
     fn cause(&mut self, event: Event) -> Result<()> {

@@ -53,9 +53,9 @@ impl Scene {
             let first = member * FLOWS_PER_MEMBER;
             let (_, source, destination) = scene.offsets();
             for packet in [
-                scene.from_client(Net::Clients, SYN, (1000, 0), flows, source),
-                scene.from_member(SYN | ACK, (5000, 1001), flows, destination),
-                scene.from_client(Net::Clients, ACK, (1001, 5001), flows, source),
+                scene.of_client(Net::Clients, SYN, (1000, 0), flows, source),
+                scene.of_member(SYN | ACK, (5000, 1001), flows, destination),
+                scene.of_client(Net::Clients, ACK, (1001, 5001), flows, source),
             ] {
                 run(scene.program.ebpf(), program::ENTRY, &packet.in_order_from(first), each)?;
             }
@@ -100,17 +100,17 @@ impl Scene {
 
     /// An established flow's packet from its client.
     pub fn forward(&self, flows: u32) -> Packet {
-        self.from_client(Net::Clients, ACK, (1001, 5001), flows, self.offsets().1)
+        self.of_client(Net::Clients, ACK, (1001, 5001), flows, self.offsets().1)
     }
 
     /// One from its member.
     pub fn back(&self, flows: u32) -> Packet {
-        self.from_member(ACK, (5001, 1001), flows, self.offsets().2)
+        self.of_member(ACK, (5001, 1001), flows, self.offsets().2)
     }
 
     /// A SYN of one of a million clients that have none.
     pub fn syn(&self) -> Packet {
-        self.from_client(Net::NewClients, SYN, (7, 0), 1 << 20, self.offsets().1)
+        self.of_client(Net::NewClients, SYN, (7, 0), 1 << 20, self.offsets().1)
     }
 
     /// A packet to an address that is not the balancer's.
@@ -125,7 +125,7 @@ impl Scene {
         Packet::new(frame, 1, (0, 0))
     }
 
-    fn from_client(&self, net: Net, flags: u8, (seq, ack): (u32, u32), flows: u32, port: u32) -> Packet {
+    fn of_client(&self, net: Net, flags: u8, (seq, ack): (u32, u32), flows: u32, port: u32) -> Packet {
         let frame = if self.v6 {
             let frame = TcpFrame6::new((address_v6(net, 1), FIRST_PORT), (VIP6, PORT), flags);
             frame.numbers(seq, ack).payload(payload(flags)).build()
@@ -137,7 +137,7 @@ impl Scene {
         Packet::new(frame, flows, (self.offsets().0, port))
     }
 
-    fn from_member(&self, flags: u8, (seq, ack): (u32, u32), flows: u32, port: u32) -> Packet {
+    fn of_member(&self, flags: u8, (seq, ack): (u32, u32), flows: u32, port: u32) -> Packet {
         let frame = if self.v6 {
             let from = (address_v6(Net::Members, 1), PORT);
             let mut frame = TcpFrame6::new(from, (VIP6, FIRST_PORT), flags);

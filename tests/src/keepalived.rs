@@ -92,15 +92,51 @@ impl Keepalived {
     ///
     /// If it has ended already.
     pub fn kill(mut self) -> Result<()> {
-        let pid = self.process.pid();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         // Its parent would start it again.
         self.process.signal(Signal::SIGSTOP)?;
-        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
-            kill(Pid::from_raw(child), Signal::SIGKILL).context("its child")?;
-        }
+        self.signal_children(Signal::SIGKILL)?;
         self.process.kill()?;
+        // While nobody has asked for its child's end, the next one would take the files for those of one that runs.
+        for name in ["pid", "vrrp"] {
+            let file =
+                self.host.lab_dir().join("run").join(format!("{}-keepalived.{name}", self.host.name()));
+            let _it_may_have_none = fs::remove_file(file);
+        }
         self.host.output("ip", &["address", "flush", "to", &self.vip]).map(drop)
+    }
+
+    /// Stops it and its children as Ctrl-Z does; the VIP stays where it is.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended already.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.signal(Signal::SIGSTOP)?;
+        self.signal_children(Signal::SIGSTOP)
+    }
+
+    /// Lets it and its children go on.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended already.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal_children(Signal::SIGCONT)?;
+        self.process.signal(Signal::SIGCONT)
+    }
+
+    fn signal_children(&self, signal: Signal) -> Result<()> {
+        let pid = self.process.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+            kill(Pid::from_raw(child), signal).context("its child")?;
+        }
+        Ok(())
+    }
+
+    /// Its host.
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Its log.

@@ -28,5 +28,13 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
 pub(crate) fn cargo() -> Result<Command> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace_root()?).env("CARGO_TARGET_DIR", target_dir()?);
+    // What cargo tells this program about itself. Build scripts (ring's) watch for it, and all that needs them would be built
+    // anew whenever a build by hand and one by us take turns.
+    let ours = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+    for (name, _) in env::vars_os() {
+        if ours.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     Ok(command)
 }

@@ -35,15 +35,8 @@ enum Task {
     Demo,
     /// Run every check and test (needs root)
     Test(test::Options),
-    /// Measure the XDP program: ns per packet, net of the harness (needs root)
-    Bench {
-        /// Fewer and shorter rounds
-        #[arg(long)]
-        quick: bool,
-        /// Also write the figures as JSON
-        #[arg(long, value_name = "FILE")]
-        json: Option<std::path::PathBuf>,
-    },
+    /// Measure etcd-lb and others side by side (needs root)
+    Bench(bench::Options),
     /// Build the Debian package, in target/debian, and print its path
     Deb {
         /// Another version than the workspace's, with the revision: 0.2.0-1
@@ -76,7 +69,7 @@ impl Task {
             Self::Lab { args } => return lab::exec(&args),
             Self::Demo => return lab::exec(&["demo".to_owned()]),
             Self::Test(options) => return test::run(&options),
-            Self::Bench { quick, json } => return bench::run(quick, json.as_deref()),
+            Self::Bench(options) => return bench::run(&options),
             Self::Deb { deb_version } => deb::build(deb_version.as_deref())?,
             Self::Tidy => {
                 tidy::check(&cargo::workspace_root()?)?;

@@ -1,0 +1,191 @@
+//! ns per packet of the XDP program, net of the harness.
+//!
+//! The kernel's `BPF_PROG_TEST_RUN` gives every repetition the frame that the last one left, so a wrapper writes it anew, of
+//! another flow each time, and tail-calls the program; the time of the wrapper with an empty program is subtracted.
+
+mod scene;
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf,
+    maps::{Array, ProgramArray},
+    programs::{TestRun as _, TestRunOptions, Xdp},
+};
+use lb_common::maps::program;
+
+use crate::{Effort, peers::OURS, report::Row};
+
+use scene::Scene;
+
+const PASS: u32 = 2;
+const TX: u32 = 3;
+/// Flows of one new-flow sample: each is new, and there is room for all of all rounds.
+const NEW_FLOWS: u32 = 32_768;
+/// From one flow to the next: odd, and far from any power of two, so that every flow is visited, in an order that no cache
+/// foresees. 0x9e3779b1 is the golden ratio's (Knuth, TAOCP volume 3, section 6.4).
+const STRIDE: u32 = 0x9e37_79b1;
+
+/// The value of the map `bench_template`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Template {
+    /// The frame's first 64 octets.
+    frame: [u32; 16],
+    /// Flows, a power of two, less one.
+    mask: u32,
+    stride: u32,
+    /// The flow of the last packet.
+    flow: u32,
+    /// Offset of the address whose last two octets name a flow's high bits; 0: every packet is the same.
+    address: u32,
+    /// Offset of the port that names its low bits.
+    port: u32,
+}
+
+// SAFETY: an array and words, without padding, of which every bit pattern is a value.
+unsafe impl aya::Pod for Template {}
+
+/// What is run: a whole frame, of which the template writes the beginning.
+pub struct Packet {
+    pub frame: Vec<u8>,
+    pub template: Template,
+}
+
+impl Packet {
+    pub fn new(frame: Vec<u8>, flows: u32, (address, port): (u32, u32)) -> Self {
+        let mut words = [0; 16];
+        for (word, octets) in words.iter_mut().zip(frame.chunks_exact(4)) {
+            *word = u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
+        }
+        let template = Template { frame: words, mask: flows - 1, stride: STRIDE, flow: 0, address, port };
+        Self { frame, template }
+    }
+
+    /// From this flow on, one after the other.
+    #[must_use]
+    pub fn in_order_from(mut self, flow: u32) -> Self {
+        self.template.stride = 1;
+        self.template.flow = flow.wrapping_sub(1) & self.template.mask;
+        self
+    }
+}
+
+/// A figure to be measured.
+struct Case {
+    title: String,
+    goal: &'static str,
+    /// Of the scenes.
+    scene: usize,
+    packet: Packet,
+    action: u32,
+    repeat: u32,
+    /// Whether each round goes on behind the flows of the one before.
+    fresh: bool,
+    samples: Vec<f64>,
+}
+
+/// (Flows, what is aimed at by the forward path, and by the return path.)
+const SIZES: [(u32, &str, &str); 4] = [
+    (1, "< 61 (Katran), aim 45", "< 61 (Katran), aim 45"),
+    (4096, "< 72 (Katran), aim 50", "< 72 (Katran), aim 45"),
+    (65_536, "< 110 (Katran), aim 85", "< 110 (Katran), aim 60"),
+    (1_048_576, "< 290 (Katran), aim 200", "< 290 (Katran), aim 120"),
+];
+
+pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
+    let object = fs::read(object).with_context(|| format!("{}", object.display()))?;
+    let repeat = effort.pick(50_000, 1_000_000);
+    let mut scenes = Vec::new();
+    let mut cases = Vec::new();
+    let mut add = |scene: usize, title: String, goal, packet, action| {
+        cases.push(Case { title, goal, scene, packet, action, repeat, fresh: false, samples: Vec::new() });
+    };
+    for (flows, forward, back) in SIZES {
+        let many = counted(flows);
+        for v6 in [false, true] {
+            let scene = Scene::with_flows(&object, flows, v6)?;
+            let (number, family) = (scenes.len(), if v6 { "IPv6 " } else { "" });
+            add(number, format!("{family}forward, {many}"), forward, scene.forward(flows), TX);
+            add(number, format!("{family}return, {many}"), back, scene.back(flows), TX);
+            if flows == 4096 {
+                let goal = "≤ 6 (Katran 20)";
+                add(number, format!("{family}not ours"), goal, scene.not_ours(), PASS);
+            }
+            scenes.push(scene);
+        }
+    }
+    for v6 in [false, true] {
+        let family = if v6 { "IPv6 " } else { "" };
+        let flood = Scene::for_syns(&object, 8192, v6);
+        add(scenes.len(), format!("{family}SYN flood, each evicts another"), "", flood.syn(), TX);
+        scenes.push(flood);
+    }
+    for v6 in [false, true] {
+        let family = if v6 { "IPv6 " } else { "" };
+        let room = Scene::for_syns(&object, 2 << 20, v6);
+        cases.push(Case {
+            title: format!("{family}new flow (its SYN)"),
+            goal: "≤ 500 (Katran 900)",
+            scene: scenes.len(),
+            packet: room.syn(),
+            action: TX,
+            repeat: NEW_FLOWS,
+            fresh: true,
+            samples: Vec::new(),
+        });
+        scenes.push(room);
+    }
+    for round in 0..effort.warm_up() + effort.rounds() {
+        for case in &mut cases {
+            let ebpf = scenes[case.scene].ebpf();
+            let (base, _) = run(ebpf, program::PASS, &case.packet, case.repeat)?;
+            let (whole, action) = run(ebpf, program::ENTRY, &case.packet, case.repeat)?;
+            ensure!(action == case.action, "{}: the last packet's action was {action}", case.title);
+            if case.fresh {
+                let template = &mut case.packet.template;
+                template.flow =
+                    template.flow.wrapping_add(template.stride.wrapping_mul(case.repeat)) & template.mask;
+            }
+            if round >= effort.warm_up() {
+                case.samples.push((whole - base).max(0.0));
+            }
+        }
+    }
+    let row = |case: Case| Row::new("packets", case.title, "ns").goal(case.goal).cell(OURS, case.samples);
+    Ok(cases.into_iter().map(row).collect())
+}
+
+/// `1 flow`, `4,096 flows`.
+fn counted(flows: u32) -> String {
+    match flows {
+        1 => "1 flow".to_owned(),
+        _ if flows < 1_000_000 => format!("{},{:03} flows", flows / 1000, flows % 1000),
+        _ => format!("{},{:03},{:03} flows", flows / 1_000_000, flows / 1000 % 1000, flows % 1000),
+    }
+}
+
+/// ns per repetition of the wrapper with a target, and the last one's action.
+pub fn run(ebpf: &mut Ebpf, target: &str, packet: &Packet, repeat: u32) -> Result<(f64, u32)> {
+    for name in ["bench", program::PASS] {
+        let program: &mut Xdp = ebpf.program_mut(name).context("no program bench")?.try_into()?;
+        if program.fd().is_err() {
+            program.load()?;
+        }
+    }
+    let fd = {
+        let program: &Xdp = ebpf.program(target).context("no such program")?.try_into()?;
+        program.fd()?.try_clone()?
+    };
+    let mut targets = ProgramArray::try_from(ebpf.map_mut("bench_target").context("no bench_target")?)?;
+    targets.set(0, &fd, 0)?;
+    let mut templates: Array<_, Template> =
+        ebpf.map_mut("bench_template").context("no bench_template")?.try_into()?;
+    templates.set(0, packet.template, 0)?;
+    let bench: &Xdp = ebpf.program("bench").context("no program bench")?.try_into()?;
+    let options = TestRunOptions { data_in: Some(&packet.frame), repeat, ..TestRunOptions::new() };
+    let result = bench.test_run(options)?;
+    let duration: Duration = result.duration;
+    Ok((duration.as_secs_f64() * 1e9, result.return_value))
+}

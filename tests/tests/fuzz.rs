@@ -51,5 +51,5 @@ fn sync_message() {
 #[test]
 fn each_target_is_run() {
     let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-    assert_eq!(names, ["frame", "config", "claimant", "vrrp", "sync-channel", "sync-message"]);
+    assert_eq!(names, ["frame", "capture", "config", "claimant", "vrrp", "sync-channel", "sync-message"]);
 }

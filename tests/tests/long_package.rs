@@ -35,7 +35,7 @@ const CONFIG: &str = "/etc/etcd-lb/config.toml";
 /// What the release before this one would be.
 const OLDER: &str = "0.0.9-1";
 
-/// A package of this source, under an older version and under its own.
+/// A package of this source, under an older version and with another layout of the maps, and under its own.
 struct Packages {
     older: PathBuf,
     newer: PathBuf,
@@ -45,9 +45,10 @@ fn packages() -> &'static Packages {
     static PACKAGES: OnceLock<Packages> = OnceLock::new();
     PACKAGES.get_or_init(|| {
         let target = target();
-        let build = |version: &str| {
+        let build = |version: &str, features: &[&str]| {
             let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            command.args(["xtask", "deb", "--deb-version", version]).env("CARGO_TARGET_DIR", &target);
+            command.args(["xtask", "deb", "--deb-version", version]).args(features);
+            command.env("CARGO_TARGET_DIR", &target);
             let output =
                 command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()).output();
             let output = output.unwrap();
@@ -55,10 +56,10 @@ fn packages() -> &'static Packages {
             target.join(format!("debian/etcd-lb_{version}_amd64.deb"))
         };
         // cargo-deb removes what it made before.
-        let built = build(OLDER);
+        let built = build(OLDER, &["--features", "other-layout"]);
         let older = Path::new(env!("CARGO_TARGET_TMPDIR")).join(built.file_name().unwrap());
         fs::rename(built, &older).unwrap();
-        let newer = build(&format!("{}-1", env!("CARGO_PKG_VERSION")));
+        let newer = build(&format!("{}-1", env!("CARGO_PKG_VERSION")), &[]);
         Packages { older, newer }
     })
 }

@@ -98,6 +98,24 @@ impl Scene {
         writeln!(text, "$ etcd-lb {}\n[{status}]\n{}", args.join(" "), said.concat()).unwrap();
     }
 
+    /// What a terminal of so many columns shows, without its colours.
+    fn on_terminal(&self, node: usize, args: &[&str], columns: usize) -> String {
+        let balancer = &self.nodes[node];
+        let command = format!(
+            "stty cols {columns}; exec {} --socket {} {}",
+            etcd_lb_tests::balancer::binary().unwrap().display(),
+            balancer.socket().display(),
+            args.join(" ")
+        );
+        let output =
+            balancer.host().command("script").args(["-qec", &command, "/dev/null"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        // A colour is ESC [ digits m.
+        let mut parts = said.split('\x1b');
+        let first = parts.next().unwrap_or_default().to_owned();
+        first + &parts.map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)).collect::<String>()
+    }
+
     /// Asks everything that prints something, and changes nothing; keeps it under the state's name.
     fn look(&self, state: &str, node: usize) {
         let client = self.lab.host("client-1").address().to_string();
@@ -125,6 +143,24 @@ impl Scene {
             if ["status", "flows", "explain", "rebalance"].contains(&schema) {
                 for line in said.lines() {
                     assert!(line.chars().count() <= WIDTH, "{state}: {args:?}: wider than {WIDTH}: {line}");
+                }
+            }
+            for columns in [80, 160] {
+                let shown = self.on_terminal(node, args, columns);
+                writeln!(
+                    text,
+                    "$ etcd-lb {}    # on a terminal of {columns} columns\n{shown}",
+                    args.join(" ")
+                )
+                .unwrap();
+                if ["status", "flows", "explain", "rebalance"].contains(&schema) {
+                    // Sentences may be broken by the terminal; tables may not.
+                    for line in shown.lines().filter(|line| !line.contains("; ")) {
+                        assert!(
+                            line.chars().count() <= columns.min(WIDTH),
+                            "{state}: {args:?} on {columns}: {line}"
+                        );
+                    }
                 }
             }
             let output = self.nodes[node].cli_output(&[args, &["--json"]].concat()).unwrap();

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::{cargo, lab, run};
 
 /// Builds everything, and prints the package's path.
-pub(crate) fn build(version: Option<&str>) -> Result<()> {
+pub(crate) fn build(version: Option<&str>, features: Option<&str>) -> Result<()> {
     let target = cargo::target_dir()?;
     let cargo_deb = target.join("tools/bin/cargo-deb");
     ensure!(
@@ -16,7 +16,9 @@ pub(crate) fn build(version: Option<&str>) -> Result<()> {
         "no cargo-deb at {}; `scripts/setup.sh --build --deb` builds it",
         cargo_deb.display()
     );
-    lab::build(&["--release", "--package", "etcd-lb"])?;
+    let mut build = vec!["--release", "--package", "etcd-lb"];
+    build.extend(features.iter().flat_map(|features| ["--features", features]));
+    lab::build(&build)?;
 
     let version = version.map_or_else(|| format!("{}-1", env!("CARGO_PKG_VERSION")), str::to_owned);
     generate(&target.join("release/etcd-lb"), &target.join("release/deb"), &version)?;

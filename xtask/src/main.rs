@@ -42,6 +42,9 @@ enum Task {
         /// Another version than the workspace's, with the revision: 0.2.0-1
         #[arg(long, value_name = "VERSION")]
         deb_version: Option<String>,
+        /// Features of etcd-lb besides the usual ones
+        #[arg(long, value_name = "FEATURES")]
+        features: Option<String>,
     },
     /// Check the house rules
     Tidy,
@@ -70,7 +73,7 @@ impl Task {
             Self::Demo => return lab::exec(&["demo".to_owned()]),
             Self::Test(options) => return test::run(&options),
             Self::Bench(options) => return bench::run(&options),
-            Self::Deb { deb_version } => deb::build(deb_version.as_deref())?,
+            Self::Deb { deb_version, features } => deb::build(deb_version.as_deref(), features.as_deref())?,
             Self::Tidy => {
                 tidy::check(&cargo::workspace_root()?)?;
                 tidy::docs(&cargo::workspace_root()?)?;

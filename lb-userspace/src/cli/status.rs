@@ -80,8 +80,9 @@ fn render(status: &status::Status, now: SystemTime, colours: bool) -> String {
         text.push_str(&headline(service));
         let table = table(service, now);
         text.push_str(&table.render(colours));
-        // What a row had to cut stands below in full.
-        for backend in service.backends.iter().filter(|backend| table.cuts(&backend.reason)) {
+        // What a row had to cut stands below in full, where it tells more than the state.
+        let tells = |backend: &&BackendStatus| backend.state != "healthy" && table.cuts(&backend.reason);
+        for backend in service.backends.iter().filter(tells) {
             text.push_str(&wrapped(&format!("{}: {}", backend.name, backend.reason)));
         }
     }

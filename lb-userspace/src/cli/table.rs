@@ -112,7 +112,9 @@ impl Table {
     }
 
     fn fitted(&self, mut widths: Vec<usize>, indent: usize, gap: usize) -> Shape {
-        if let Some((last, rest)) = widths.split_last_mut() {
+        // Words may be cut, figures not.
+        let gives_way = self.columns.last().is_some_and(|(_, align)| *align == Align::Left);
+        if let Some((last, rest)) = widths.split_last_mut().filter(|_| gives_way) {
             let before = indent + rest.iter().sum::<usize>() + gap * rest.len();
             let least = self.columns.last().map_or(0, |(name, _)| name.len());
             *last = (*last).min(self.width.saturating_sub(before)).max(least);

@@ -301,6 +301,10 @@ impl DataPlane {
         for (&number, old) in &migration.tables {
             let Some(copied) = migration.copied.get(&number) else { continue };
             old.each(name::PORTS, |port, value| {
+                // Packets wait for this, and a slot that was ever used is not all zero again.
+                if is_unused(value) {
+                    return Ok(());
+                }
                 if is_unused(value) {
                     return Ok(());
                 }

@@ -9,6 +9,7 @@
 //! | [`counters`] | every counter with its name; a drop or reset without a name cannot be written |
 //! | [`checksum`] | incremental checksums (RFC 1624) |
 //! | [`choose`], [`pending`] | which backend takes a new flow; handshakes under way |
+//! | [`shortcut`] | guesses of which backend has a client's flow |
 //! | [`tcp`] | sequence arithmetic and what a segment does to a flow |
 //! | [`hash`] | the seeded flow hash |
 //! | [`nat`] | which NAT ports are tried for a new flow |
@@ -34,5 +35,6 @@ pub mod nat;
 pub mod pending;
 pub mod quote;
 pub mod rewrite;
+pub mod shortcut;
 pub mod tcp;
 pub mod wire;

@@ -44,6 +44,15 @@ pub const fn tries(range: Range) -> u32 {
     if range.ports as u32 == PORTS { 1 + TRIES } else { 1 + 2 * TRIES }
 }
 
+/// The hash that NAT ports are picked by, of the hash that the backend was chosen by: with `affinity` the client's port is not
+/// part of that.
+#[inline(always)]
+pub const fn hash(chosen_by: u64, client_port: u16) -> u64 {
+    // Odd, its bits evenly spread: the golden ratio's (Knuth, "The Art of Computer Programming" volume 3, section 6.4).
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    chosen_by.wrapping_add((client_port as u64).wrapping_mul(SPREAD))
+}
+
 /// The port of a try: the client's own first, where it is not a system port, then by hash.
 ///
 /// Consecutive hashed tries lie an odd step apart, so that they never repeat, and two clients that meet in one slot part

@@ -16,7 +16,8 @@ const NEEDED: &[(&str, &[&str])] = &[
     ("Service", &["seed", "vip", "port", "flags"]),
     ("Backend", &["address", "source", "port", "service", "epoch", "flags"]),
     ("FlowKey", &["client", "port", "service"]),
-    ("Flow", &["generation", "epoch", "backend", "nat_port", "flags"]),
+    ("Flow", &["generation", "backend", "nat_port"]),
+    ("Forward", &["gate", "client", "client_port", "service", "epoch", "flags"]),
     ("Record", &["claim", "client", "client_port", "epoch", "ifindex", "client_mac"]),
     ("Load", &["established"]),
     ("ClientKey", &["client", "service"]),
@@ -143,19 +144,19 @@ fn needed(layout: &str) -> &'static [&'static str] {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::maps::Flow;
+    use lb_common::maps::Forward;
     use proptest::prelude::*;
     use zerocopy::{FromBytes as _, IntoBytes as _};
 
     use super::*;
 
     fn other() -> Layouts {
-        // The fields of a flow in another order, with one that nobody knows, and without another.
+        // The fields in another order, with one that nobody knows, and without others.
         let text = Layouts::current().to_text();
-        let flow = text.lines().find(|line| line.starts_with("Flow ")).unwrap();
-        let other = "Flow 48 flags:0:2 backend:2:2 nat_port:4:2 client_mac:6:6 colour:12:4 generation:16:4 epoch:20:4 last_seen:24:8 \
-                     edge:32:4 last_ack:36:4";
-        Layouts::parse(text.replace(flow, other).as_bytes()).unwrap()
+        let forward = text.lines().find(|line| line.starts_with("Forward ")).unwrap();
+        let other = "Forward 72 flags:0:2 service:2:2 client_port:4:2 client_mac:6:6 colour:12:4 epoch:16:4 last_seen:24:8 \
+                     edge:32:4 last_ack:36:4 gate:40:8 client:48:16";
+        Layouts::parse(text.replace(forward, other).as_bytes()).unwrap()
     }
 
     #[test]
@@ -180,26 +181,28 @@ mod tests {
     #[test]
     fn fields_are_found_by_name_both_ways() {
         let (current, other) = (Layouts::current(), other());
-        let there = other.mapping_from(&current, "Flow").unwrap();
-        let back = current.mapping_from(&other, "Flow").unwrap();
-        let flow = Flow {
-            last_seen: 1,
-            generation: 2,
-            epoch: 3,
-            last_ack: 4,
-            edge: 5,
-            since: 6,
-            backend: 7,
-            nat_port: lb_common::addr::Port::new(8),
-            client_mac: lb_common::addr::Mac::new([9; 6]),
-            flags: 10,
+        let there = other.mapping_from(&current, "Forward").unwrap();
+        let back = current.mapping_from(&other, "Forward").unwrap();
+        let forward = Forward {
+            gate: 1,
+            last_seen: 2,
+            client: lb_common::addr::Addr::new([3; 16]),
+            client_port: lb_common::addr::Port::new(4),
+            service: 5,
+            epoch: 6,
+            last_ack: 7,
+            edge: 8,
+            since: 9,
+            client_mac: lb_common::addr::Mac::new([10; 6]),
+            flags: 11,
+            reserved: 0,
         };
-        let mut theirs = [0xff; 48];
-        there.apply(flow.as_bytes(), &mut theirs);
-        assert_eq!((theirs[0], theirs[12]), (10, 0));
-        let mut ours = [0xff; size_of::<Flow>()];
+        let mut theirs = [0xff; 72];
+        there.apply(forward.as_bytes(), &mut theirs);
+        assert_eq!((theirs[0], theirs[12]), (11, 0));
+        let mut ours = [0xff; size_of::<Forward>()];
         back.apply(&theirs, &mut ours);
-        assert_eq!(Flow::read_from_bytes(&ours), Ok(Flow { since: 0, ..flow }));
+        assert_eq!(Forward::read_from_bytes(&ours), Ok(Forward { since: 0, ..forward }));
     }
 
     #[test]

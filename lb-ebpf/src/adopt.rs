@@ -12,8 +12,7 @@ use lb_common::{
     counters::Counter,
     hash,
     maps::{
-        FLOW_ASKED, FlowKey, MAGLEV_SLOTS, NO_BACKEND, SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DSR,
-        flow_asked, program,
+        FlowKey, MAGLEV_SLOTS, NO_BACKEND, SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DSR, flow_asked, program,
     },
     nat, tcp,
 };
@@ -61,7 +60,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if search.found == NO_BACKEND {
         return Err(Counter::TakeoverGrace);
     }
-    handover::put_chosen(search.found, true);
+    handover::put_chosen(search.found, hash, true);
     tail_call(ctx, program::NEW_INDEX)
 }
 
@@ -69,7 +68,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
 #[inline(always)]
 pub fn asked(key: &FlowKey) -> u16 {
     // SAFETY: a live map value, of which one word is read.
-    HALF_OPEN.get_ptr(key).map_or(0, |flow| unsafe { (*flow).flags } & FLOW_ASKED)
+    HALF_OPEN.get_ptr(key).map_or(0, |flow| unsafe { (*flow).asked })
 }
 
 /// The search under way. It lies on the caller's stack.

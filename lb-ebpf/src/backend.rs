@@ -4,7 +4,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     claim::{self, Claim, State},
     counters::Counter,
-    maps::{BACKEND_USED, Flow, FlowKey, Record, program},
+    maps::{BACKEND_USED, FlowKey, Forward, Record, program},
     tcp::{self, Segment},
 };
 
@@ -41,12 +41,13 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     }
     let key = FlowKey { client: record.client, port: record.client_port, service: backend.service };
     // The forward entry also tells whether the identity that was just read is of the claim's owner.
-    let Some(flow) = forward_entry(&key) else { return unknown(ctx, segment) };
-    // SAFETY: a live map value; only read here.
-    let flow: &Flow = unsafe { &*flow };
-    if !flow.is_of(number, packet.ports.1, claim.generation()) {
+    let Some(entry) = forward_entry(&key) else { return unknown(ctx, segment) };
+    let forward = lookup::forward(number, packet.ports.1.get(), claim.generation());
+    let (true, Some(forward)) = (entry.is_of(number, packet.ports.1, claim.generation()), forward) else {
         return unknown(ctx, segment);
-    }
+    };
+    // SAFETY: a live map value; only read here.
+    let flow: &Forward = unsafe { &*forward };
     let step = if claim.has(claim::ADOPTED) {
         if !tcp::may_answer(segment, flow.last_ack, flow.edge) {
             return refuse(record, claim);
@@ -68,7 +69,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
 
 /// The step that a segment means for its flow; the record's view of the backend is brought up to date.
 #[inline(always)]
-fn what_it_says(segment: &Segment, flow: &Flow, record: &mut Record, claim: Claim) -> u64 {
+fn what_it_says(segment: &Segment, flow: &Forward, record: &mut Record, claim: Claim) -> u64 {
     if segment.any(tcp::RST) {
         // Before the SYN-ACK a RST is known by its ACK of the SYN (RFC 9293 section 3.10.7.3), later by its SEQ.
         let exact = if claim.is(State::HalfOpen) && !claim.has(claim::SYN_ACKED) {

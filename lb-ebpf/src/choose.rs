@@ -43,7 +43,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if backend == NO_BACKEND {
         return refuse(ctx, service, full);
     }
-    handover::put_chosen(backend, false);
+    handover::put_chosen(backend, hash, false);
     tail_call(ctx, program::NEW_INDEX)
 }
 

@@ -6,7 +6,7 @@ use lb_common::{
     addr::Addr,
     claim::{self, Claim, State},
     counters::Counter,
-    maps::{Backend, FLOW_COPIED, FLOW_DSR, Flow, FlowKey, Record, program},
+    maps::{Backend, FLOW_COPIED, FLOW_DSR, Flow, FlowKey, Forward, Record, program},
     tcp::{self, Segment},
 };
 
@@ -15,9 +15,9 @@ use crate::{
     established::count_in,
     frame::{Link, TcpPacket, ingress},
     gateway, handover,
-    lookup::{self, forward_entry, record_of},
+    lookup::{self, forward_entry, slot_of},
     maps::{FLOWS, HALF_OPEN},
-    reset, tail_call,
+    reset, shortcut, tail_call,
 };
 
 #[inline(always)]
@@ -25,11 +25,11 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let (link, packet, service) = handover::take(ctx)?;
     let key = FlowKey { client: packet.source, port: packet.ports.0, service };
     if let Some(flow) = forward_entry(&key) {
-        // SAFETY: a live map value. An entry that another CPU removes meanwhile may be reused for another key; then its
-        // generation or the record's client do not match, and nothing is done by it.
-        let flow = unsafe { &mut *flow };
-        if let Some((record, claim, backend)) = record_of(&key, flow) {
-            let ended = flow.epoch != backend.epoch || claim.has(claim::ENDED);
+        if let Some(slot) = slot_of(&key, &flow) {
+            let (claim, backend) = (slot.claim, slot.backend);
+            // SAFETY: live map values; only what clients' packets write is written, or the claim and the gate, atomically.
+            let (record, forward) = unsafe { (&mut *slot.record, &mut *slot.forward) };
+            let ended = forward.epoch != backend.epoch || claim.has(claim::ENDED);
             let is_adopted = claim.has(claim::ADOPTED);
             if packet.segment.is_syn() && (ended || is_adopted || claim.is(State::Closed)) {
                 // One that the balancer ended may still be there, and would hide the new one.
@@ -37,8 +37,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
                 return tail_call(ctx, program::CHOOSE_INDEX);
             }
             if !is_adopted || (claim.is(State::HalfOpen) && !packet.segment.any(tcp::FIN)) {
-                // SAFETY: a live map value; only what clients' packets write is written, or the claim, atomically.
-                return known(ctx, &link, &packet, &key, flow, unsafe { &mut *record }, claim, backend);
+                return known(ctx, &link, &packet, &key, &flow, forward, record, claim, backend);
             }
             // The backend that was asked does not know it; the entry tells which one that was. Or it was not heard yet: a
             // FIN comes again.
@@ -67,7 +66,8 @@ fn known(
     link: &Link,
     packet: &TcpPacket,
     key: &FlowKey,
-    flow: &mut Flow,
+    entry: &Flow,
+    flow: &mut Forward,
     record: &mut Record,
     claim: Claim,
     backend: &Backend,
@@ -114,15 +114,22 @@ fn known(
         flow.edge = segment.seq_end();
     }
     flow.last_seen = clock::coarse();
-    count_in(packet, flow.backend);
-    handover::put_to_backend(flow.flags, flow.nat_port, backend);
-    handover::put_change(key, (flow.backend, flow.nat_port), claim, step, 0);
-    tail_call(ctx, if step == 0 { program::ONWARD_INDEX } else { program::LIFE_INDEX })
+    count_in(packet, entry.backend);
+    handover::put_to_backend(flow.flags, entry.nat_port, backend);
+    handover::put_change(key, (entry.backend, entry.nat_port), claim, step, 0);
+    if step != 0 {
+        return tail_call(ctx, program::LIFE_INDEX);
+    }
+    if flow.gate().is_open() {
+        // So that the next packet is not here again.
+        shortcut::leave(key, entry.backend, entry.nat_port);
+    }
+    tail_call(ctx, program::ONWARD_INDEX)
 }
 
 /// The step that a segment means where only the client is seen (`mode = "dsr"`).
 #[inline(always)]
-fn unseen(segment: &Segment, flow: &mut Flow, record: &mut Record, claim: Claim) -> u64 {
+fn unseen(segment: &Segment, flow: &mut Forward, record: &mut Record, claim: Claim) -> u64 {
     // Nothing comes from the backend: its time is the client's, so that a connection that is half closed lives on.
     record.last_seen = clock::coarse();
     if segment.any(tcp::RST) {
@@ -139,7 +146,7 @@ fn unseen(segment: &Segment, flow: &mut Flow, record: &mut Record, claim: Claim)
 
 /// Another node's flow: the agent has guessed the way to its client, whose first packet shows it.
 #[inline(always)]
-fn learn_way(ctx: &XdpContext, link: &Link, flow: &mut Flow, record: &mut Record) {
+fn learn_way(ctx: &XdpContext, link: &Link, flow: &mut Forward, record: &mut Record) {
     flow.flags &= !FLOW_COPIED;
     record.ifindex = ingress(ctx);
     record.outer_tag = link.tags[0];
@@ -149,7 +156,7 @@ fn learn_way(ctx: &XdpContext, link: &Link, flow: &mut Flow, record: &mut Record
 /// The client's MAC follows its packets; the caller checked that their ACK comes from the end of this connection. Where a
 /// router is known its MAC does not.
 #[inline(always)]
-fn learn_mac(link: &Link, client: &Addr, flow: &mut Flow, record: &mut Record) {
+fn learn_mac(link: &Link, client: &Addr, flow: &mut Forward, record: &mut Record) {
     // SAFETY: `Link::parse` checked that the header lies in the frame.
     let mac = unsafe { (*link.ethernet).source };
     if flow.client_mac != mac {

@@ -1,14 +1,15 @@
-//! Is the packet for us, and the established path: no loop, no probing, one flow look-up, one cache line of the flow
-//! written. All else leaves early, by a tail call.
+//! Is the packet for us, and the established path: no loop, no probing, hardly ever a hash table, one cache line of the flow,
+//! which is written. All else leaves early, by a tail call.
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
-    addr::Addr,
+    addr::{Addr, Port},
     claim::Claim,
     counters::Counter,
     maps::{
-        BACKEND_USED, FLOW_CLOSING, FLOW_DSR, Filter, Flow, FlowKey, Interface, Record, ReturnKey,
-        ServiceKey, filter_bit_of_address, program,
+        BACKEND_USED, FILTER_PLACES, FLOW_DSR, Filter, FlowKey, Forward, Interface, MAX_BACKENDS, Record,
+        ReturnKey, ServiceKey, filter_bit_of_address, filter_place_of_return, filter_place_of_service,
+        program,
     },
     tcp,
     wire::{Arp, Ipv4, Ipv6, ethertype},
@@ -18,9 +19,10 @@ use crate::{
     Outcome, clock, count,
     frame::{self, Link, TcpPacket, ingress, length},
     handover,
-    maps::{BACKENDS, FILTER, FLOWS, HALF_OPEN, RETURNS, SERVICE_PORTS, SERVICES, record},
+    lookup::forward_entry,
+    maps::{BACKENDS, FILTER, FLOWS, RETURNS, SERVICE_PORTS, SERVICES, forward, record},
     nat::{self, End},
-    tail_call, to_other,
+    shortcut, tail_call, to_other,
 };
 
 #[inline(always)]
@@ -91,39 +93,68 @@ pub fn tcp(
     if here.mac != unsafe { (*link.ethernet).destination } {
         return tail_call(ctx, other);
     }
-    if has_bit(&filter.ports, packet.ports.1.get()) {
-        let key = ServiceKey::new(packet.destination, packet.ports.1);
-        // SAFETY: a service's number is written once, before the key.
-        if let Some(&service) = unsafe { SERVICE_PORTS.get(key) } {
-            return from_client(ctx, link, here, &packet, service as u16);
-        }
+    if let Some(service) = service_of(filter, &packet) {
+        return from_client(ctx, link, here, &packet, service);
     }
-    let key = ReturnKey::new(packet.destination, packet.source, packet.ports.0);
-    // SAFETY: a backend's number is written once, before the key.
-    match unsafe { RETURNS.get(key) } {
-        Some(&backend) => from_backend(ctx, link, here, &packet, backend as u16),
+    match backend_of(filter, &packet) {
+        Some(backend) => from_backend(ctx, link, here, &packet, backend),
         None => tail_call(ctx, other),
     }
 }
 
-/// A client's packet: the forward entry has all that it needs.
+/// The service that a packet is for.
+#[inline(always)]
+fn service_of(filter: &Filter, packet: &TcpPacket) -> Option<u16> {
+    let (vip, port) = (packet.destination, packet.ports.1);
+    let guess = filter.services[filter_place_of_service(&vip, port) & (FILTER_PLACES - 1)];
+    if guess == 0 {
+        return None;
+    }
+    let service = SERVICES.get(guess as u32 - 1);
+    if service.is_some_and(|service| service.vip == vip && service.port == port) {
+        return Some(guess - 1);
+    }
+    // SAFETY: a service's number is written once, before the key.
+    unsafe { SERVICE_PORTS.get(ServiceKey::new(vip, port)) }.map(|&number| number as u16)
+}
+
+/// The backend that a packet is from.
+#[inline(always)]
+fn backend_of(filter: &Filter, packet: &TcpPacket) -> Option<u16> {
+    let (source, address, port) = (packet.destination, packet.source, packet.ports.0);
+    let guess = filter.returns[filter_place_of_return(&source, &address, port) & (FILTER_PLACES - 1)];
+    let backend = BACKENDS.get((guess as u32).wrapping_sub(1));
+    if backend.is_some_and(|b| b.address == address && b.source == source && b.port == port) {
+        return Some(guess.wrapping_sub(1));
+    }
+    // SAFETY: a backend's number is written once, before the key.
+    unsafe { RETURNS.get(ReturnKey::new(source, address, port)) }.map(|&number| number as u16)
+}
+
+/// A client's packet: the forward half of its flow's slot has all that it needs.
 #[inline(always)]
 fn from_client(ctx: &XdpContext, link: &Link, here: &Interface, packet: &TcpPacket, service: u16) -> Outcome {
     let leave = |program| handover::to(ctx, link, packet, service, program);
     let key = FlowKey { client: packet.source, port: packet.ports.0, service };
-    let Some(flow) = FLOWS.get_ptr_mut(key) else {
-        // The commonest miss goes the shortest way: a SYN that is no retransmission.
-        let is_new = packet.segment.is_syn() && HALF_OPEN.get_ptr(key).is_none();
+    if packet.segment.any(tcp::UNUSUAL) {
+        // The commonest of these goes the shortest way: a SYN that is no retransmission.
+        let is_new = packet.segment.is_syn() && forward_entry(&key).is_none();
         return if is_new { leave(program::CHOOSE_INDEX) } else { leave(program::CLIENT_INDEX) };
+    }
+    let Some((number, nat_port)) = slot_of(&key) else { return leave(program::CLIENT_INDEX) };
+    let (Some(flow), Some(backend)) = (forward(number, nat_port.get()), BACKENDS.get(number as u32)) else {
+        return leave(program::CLIENT_INDEX);
     };
-    // SAFETY: a live map value; what is written here is written by packets of this client only, which one CPU handles.
-    let flow: &mut Flow = unsafe { &mut *flow };
-    let Some(backend) = BACKENDS.get(flow.backend as u32) else { return leave(program::CLIENT_INDEX) };
+    // SAFETY: a live map value; what is written here is written by packets of this client only, which one CPU handles. Where
+    // the slot goes to another flow just now, that one's first packets write it anew.
+    let flow: &mut Forward = unsafe { &mut *flow };
     // SAFETY: `Link::parse` checked that the header lies in the frame.
     let source_mac = unsafe { (*link.ethernet).source };
     let Some(out) = way_out(here, backend.hop.ifindex) else { return leave(program::CLIENT_INDEX) };
-    let unusual = packet.segment.any(tcp::UNUSUAL)
-        || flow.flags & FLOW_CLOSING != 0
+    let unusual = !flow.gate().is_open()
+        || flow.client != key.client
+        || flow.client_port != key.port
+        || flow.service != service
         || flow.epoch != backend.epoch
         || flow.client_mac != source_mac
         || link.tags != backend.hop.tags
@@ -134,8 +165,8 @@ fn from_client(ctx: &XdpContext, link: &Link, here: &Interface, packet: &TcpPack
     flow.last_seen = clock::coarse();
     flow.last_ack = packet.segment.ack;
     flow.edge = packet.segment.seq_end();
-    count_in(packet, flow.backend);
-    let from = End { address: backend.source, port: flow.nat_port };
+    count_in(packet, number);
+    let from = End { address: backend.source, port: nat_port };
     let to = End { address: backend.address, port: backend.port };
     // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
     unsafe {
@@ -144,6 +175,22 @@ fn from_client(ctx: &XdpContext, link: &Link, here: &Interface, packet: &TcpPack
         }
         nat::transmit(ctx, link.ethernet, out, backend.hop.mac)
     }
+}
+
+/// Backend and NAT port of a client's flow: by a shortcut, whose guess is yet to be verified, else by its forward entry.
+#[inline(always)]
+fn slot_of(key: &FlowKey) -> Option<(u16, Port)> {
+    if let Some(backend) = shortcut::find(key) {
+        return Some((backend, key.port));
+    }
+    let flow = FLOWS.get_ptr(key)?;
+    // SAFETY: a live map value. An entry that another CPU removes meanwhile may be reused for another key; then the slot that it
+    // names is not this client's.
+    let (backend, nat_port) = unsafe { ((*flow).backend, (*flow).nat_port) };
+    // Changes nothing: of both ways the verifier is to know the same.
+    let backend = backend & (MAX_BACKENDS - 1) as u16;
+    shortcut::add(key, backend, nat_port);
+    Some((backend, nat_port))
 }
 
 /// A backend's packet: the record of its NAT port has all that it needs.

@@ -39,6 +39,10 @@ pub struct Handover {
     is_v6: u8,
     /// The backend that `choose` or `adopt` chose, for `new_flow`, and [`ADOPTS`].
     chosen: u32,
+    /// 0.
+    reserved: u32,
+    /// The client's hash, by which it was chosen.
+    hash: u64,
     onward: Onward,
     change: Change,
 }
@@ -77,12 +81,22 @@ pub struct Change {
 /// In [`Handover::chosen`]: the flow is no new one, but adopted.
 const ADOPTS: u32 = 1 << 16;
 
-/// Says which backend was chosen for this CPU's packet, and whether its flow is adopted.
+/// Says which backend was chosen for this CPU's packet, by the client's hash, and whether its flow is adopted.
 #[inline(always)]
-pub fn put_chosen(backend: u16, adopts: bool) {
+pub fn put_chosen(backend: u16, hash: u64, adopts: bool) {
     let Some(slot) = HANDOVER.get_ptr_mut(0) else { return };
     // SAFETY: a live map value, and this CPU's own.
-    unsafe { (*slot).chosen = backend as u32 | if adopts { ADOPTS } else { 0 } };
+    unsafe {
+        (*slot).chosen = backend as u32 | if adopts { ADOPTS } else { 0 };
+        (*slot).hash = hash;
+    }
+}
+
+/// The client's hash, by which a backend was chosen for this CPU's packet.
+#[inline(always)]
+pub fn hash() -> Option<u64> {
+    // SAFETY: a live map value, and this CPU's own.
+    HANDOVER.get_ptr_mut(0).map(|slot| unsafe { (*slot).hash })
 }
 
 /// The backend that was chosen for this CPU's packet, and whether its flow is adopted.

@@ -13,7 +13,7 @@ use crate::{
     Outcome, count,
     frame::{self, Link, forget},
     handover,
-    lookup::{forward_entry, record, record_of},
+    lookup::{forward_entry, record, slot_of},
     maps::{BACKENDS, RETURNS, SERVICE_PORTS, SERVICES},
     nat::{self, End, interface},
     vlan,
@@ -80,10 +80,10 @@ fn to_client(number: u16, port: Port) -> Result<(), Counter> {
 #[inline(always)]
 fn to_backend(key: &FlowKey) -> Result<(), Counter> {
     let flow = forward_entry(key).ok_or(Counter::Icmp)?;
+    let slot = slot_of(key, &flow).ok_or(Counter::Icmp)?;
+    let backend = slot.backend;
     // SAFETY: a live map value, only read.
-    let flow = unsafe { &*flow };
-    let (_, _, backend) = record_of(key, flow).ok_or(Counter::Icmp)?;
-    if flow.flags & FLOW_DSR != 0 {
+    if unsafe { (*slot.forward).flags } & FLOW_DSR != 0 {
         handover::put_onward_as_it_is(&backend.hop);
         return Ok(());
     }

@@ -7,16 +7,16 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated, programs::XdpContext};
 use lb_common::{
     claim::{self, Claim, State},
     counters::Counter,
-    maps::{EVENT_CLOSED, EVENT_ESTABLISHED, FLOW_ASKED, FLOW_CLOSING, Flow, age_stamp, program},
+    maps::{EVENT_CLOSED, EVENT_ESTABLISHED, Flow, Forward, age_stamp, program},
     pending::Window,
 };
 
 use crate::{
     Outcome, atomic, clients, clock, count,
     handover::{self, Change},
-    lookup::{forward_entry, record},
+    lookup::{self, forward_entry, record},
     maps::{FLOWS, HALF_OPEN},
-    reset, signal, suspect, tail_call, walk,
+    reset, shortcut, signal, suspect, tail_call, walk,
 };
 
 /// How often a claim is tried again when another CPU changed it first: each try loses only to a change that was made,
@@ -31,11 +31,12 @@ const FINS: u64 = claim::CLIENT_FIN | claim::BACKEND_FIN | claim::CLIENT_FIN_ACK
 pub fn handle(ctx: &XdpContext) -> Outcome {
     let change = handover::change().ok_or(Counter::TailCall)?;
     if let Some(flow) = forward_entry(&change.key) {
-        // SAFETY: a live map value. An entry that another CPU removes meanwhile may be reused for another key; then its
-        // identity does not match.
-        let flow: &Flow = unsafe { &*flow };
         let generation = Claim(change.claim).generation();
-        if flow.is_of(change.backend, change.nat_port, generation) && step(change, flow).is_err() {
+        if flow.is_of(change.backend, change.nat_port, generation)
+            && let Some(forward) = lookup::forward(change.backend, change.nat_port.get(), generation)
+            // SAFETY: a live map value; only its owner's state and the gate are written, by the CPU that changed the claim.
+            && step(change, &flow, unsafe { &mut *forward }).is_err()
+        {
             return reset::answer(ctx, Counter::ClientLimit);
         }
     }
@@ -47,7 +48,7 @@ struct Refused;
 
 /// Takes the step, atomically; exactly one CPU sees each change and does what follows from it.
 #[inline(always)]
-fn step(said: &Change, flow: &Flow) -> Result<(), Refused> {
+fn step(said: &Change, entry: &Flow, flow: &mut Forward) -> Result<(), Refused> {
     let Some((claim, after, step)) = would_be(Claim(said.claim), said.step) else { return Ok(()) };
     if after == claim {
         // Said before.
@@ -59,12 +60,12 @@ fn step(said: &Change, flow: &Flow) -> Result<(), Refused> {
         let _the_slot_went_away = exchange(said, claim, claim::RESET);
         return Err(Refused);
     }
-    // Once its entry is removed, another flow's may lie there.
+    // Once the flow has ended, its slot may be another's.
     let since = flow.since;
     let now = clock::coarse();
     // The forward entry first: whoever sees the claim established finds it. `flows` has room for it, since SYNs are
     // refused before it could be full.
-    if promotes && !is_inserted(said, established(flow, age_stamp(now), step)) {
+    if promotes && !is_inserted(said, Flow { asked: 0, ..*entry }) {
         count::count(Counter::PromotionFailed);
         clients::leave(&said.key);
         return Ok(());
@@ -86,22 +87,27 @@ fn step(said: &Change, flow: &Flow) -> Result<(), Refused> {
     }
     let began = before.is(State::HalfOpen) && after.is(State::Established);
     let ended = before.is(State::Established) && after.is(State::Closed);
+    let generation = before.generation();
     if began {
         let _gone_already = HALF_OPEN.remove(said.key);
+        flow.since = age_stamp(now);
+        // An adopted flow's first answer may be its FIN.
+        if step & FINS == 0 {
+            lookup::open(flow, generation);
+            shortcut::leave(&said.key, said.backend, said.nat_port);
+        }
         walk::complete(said.backend, said.key.service, Window::at(now), Window::of_stamp(since));
         count::count(Counter::FlowEstablished);
     } else if ended {
+        lookup::close(flow, generation);
         // In `half_open` the connection's last packets still find it.
-        let _an_lru_makes_room = HALF_OPEN.insert(said.key, flow, 0);
+        let _an_lru_makes_room = HALF_OPEN.insert(said.key, entry, 0);
         let _gone_already = FLOWS.remove(said.key);
+        shortcut::take_away(&said.key, said.backend);
         clients::leave(&said.key);
         count::count(Counter::FlowClosed);
-    } else if step & FINS != 0
-        && let Some(entry) = FLOWS.get_ptr_mut(said.key)
-    {
-        // From here on every packet of the flow leaves the established path.
-        // SAFETY: a live map value.
-        unsafe { (*entry).flags |= FLOW_CLOSING };
+    } else if step & FINS != 0 {
+        lookup::close(flow, generation);
     }
     if before.is(State::Established) && is_end_by_backend(before, step) {
         suspect::ended(said.backend);
@@ -141,14 +147,6 @@ fn answered(said: &Change, before: Claim, after: Claim) {
         count::backend(said.backend, |counters| counters.refused += 1);
         suspect::refused(said.backend);
     }
-}
-
-/// The forward entry that a flow has from now on.
-#[inline(always)]
-fn established(flow: &Flow, now: u32, step: u64) -> Flow {
-    // An adopted flow's first answer may be its FIN.
-    let closing = (step / claim::BACKEND_FIN) as u16 & FLOW_CLOSING;
-    Flow { since: now, flags: flow.flags & !FLOW_ASKED | closing, ..*flow }
 }
 
 /// The backend ends a flow that its client had not begun to close.

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `main.rs` | the programs, and what becomes of their outcome |
 //! | `established.rs` | is the packet for us, and the established path in both directions |
+//! | `shortcut.rs` | which backend seems to have a client's flow |
 //! | `client.rs`, `backend.rs` | packets of clients and of backends that are not on the established path |
 //! | `life.rs` | promotion and demotion of a flow |
 //! | `onward.rs`, `mss.rs`, `vlan.rs`, `too_big.rs` | the end of the way of a packet off the established path |
@@ -51,6 +52,7 @@ mod other_v6;
 mod port;
 mod relay;
 mod reset;
+mod shortcut;
 mod signal;
 mod suspect;
 mod too_big;

@@ -11,10 +11,12 @@ use lb_common::{
     election::Election,
     maps::{
         self, AllowData, Backend, ClientKey, ClientLoad, ClientRoute, EVENTS_LEN, Filter, Flow, FlowKey,
-        Handshakes, Interface, LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS, MAX_CLIENT_ROUTES,
-        MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN,
-        SUSPECT_SLOTS, Service, ServiceKey, Suspect, VipClaim, VipOnInterface,
+        Forward, Handshakes, Interface, LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS,
+        MAX_CLIENT_ROUTES, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_LEN, PORT_TABLE_SLOTS,
+        Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Suspect, VipClaim,
+        VipOnInterface,
     },
+    shortcut::Bucket,
 };
 
 use crate::{handover::Handover, walk::Choice};
@@ -23,9 +25,11 @@ use crate::{handover::Handover, walk::Choice};
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 /// LPM tries allocate their nodes as they come.
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
-// The loader sets the capacities of these two from `max_flows`.
+// The loader sets the capacities of these from `max_flows`.
 const FLOWS_CAPACITY: usize = maps::flows_capacity(maps::DEFAULT_MAX_FLOWS) as usize;
 const HALF_OPEN_CAPACITY: usize = maps::half_open_capacity(maps::DEFAULT_MAX_FLOWS) as usize;
+
+const SHORTCUTS_CAPACITY: usize = maps::shortcuts_capacity(maps::DEFAULT_MAX_FLOWS) as usize;
 
 #[btf_map(name = "layout")]
 pub static LAYOUT: Array<Layout, 1> = Array::new();
@@ -54,6 +58,8 @@ pub static MAGLEV: ArrayOfMaps<Array<Words<{ size_of::<Maglev>() / 4 }>, 1>, MAX
 pub static FLOWS: HashMap<FlowKey, Flow, FLOWS_CAPACITY> = HashMap::new();
 #[btf_map(name = "half_open")]
 pub static HALF_OPEN: LruHashMap<FlowKey, Flow, HALF_OPEN_CAPACITY> = LruHashMap::new();
+#[btf_map(name = "shortcuts")]
+pub static SHORTCUTS: Array<Bucket, SHORTCUTS_CAPACITY> = Array::new();
 #[btf_map(name = "ports")]
 pub static PORTS: ArrayOfMaps<PortTable, MAX_BACKENDS> = ArrayOfMaps::new();
 #[btf_map(name = "loads")]
@@ -90,8 +96,8 @@ pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
 #[btf_map(name = "forget")]
 pub static FORGET: PerCpuArray<u32, 1> = PerCpuArray::new();
 
-/// The NAT ports of one backend: an array of [`Record`].
-pub type PortTable = Array<Words<{ size_of::<Record>() / 4 }>, { PORT_TABLE_SLOTS as usize }, MMAPABLE>;
+/// The NAT ports of one backend: an array of [`Record`], then of [`Forward`].
+pub type PortTable = Array<Words<{ size_of::<Record>() / 4 }>, { PORT_TABLE_LEN as usize }, MMAPABLE>;
 
 /// The value of an inner map. Its type must not be a struct: the agent makes inner maps without BTF, and Linux before 6.2
 /// holds a map whose BTF value is a struct for another kind than one without BTF (`timer_off` in `bpf_map_meta_equal`).
@@ -111,4 +117,11 @@ pub fn maglev(service: u16) -> Option<&'static Maglev> {
 pub fn record(backend: u16, port: u16) -> Option<*mut Record> {
     // A slot has the size of a `Record`, and its alignment: the values of a map that can be mapped into memory begin a page.
     PORTS.get_value_ptr_mut(backend as u32, &(port as u32)).map(<*mut _>::cast)
+}
+
+/// The forward half of a NAT port's slot.
+#[inline(always)]
+pub fn forward(backend: u16, port: u16) -> Option<*mut Forward> {
+    // As above.
+    PORTS.get_value_ptr_mut(backend as u32, &(PORT_TABLE_SLOTS + port as u32)).map(<*mut _>::cast)
 }

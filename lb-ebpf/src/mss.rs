@@ -41,8 +41,10 @@ pub fn clamp(ctx: &XdpContext, packet: &TcpPacket, mtu: u16) {
     let start = packet.l4 + tcp::HEADER_LEN;
     let mut walk = Walk { ctx: ctx.ctx.cast(), at: start, end: packet.l4 + header_len, mss: 0 };
     let raw: *mut Walk = &mut walk;
+    // A SYN without options has nothing to be looked for.
+    let options = if header_len > tcp::HEADER_LEN { MAX_OPTIONS } else { 0 };
     // SAFETY: the helper calls `option` with `walk`, which outlives the call.
-    unsafe { generated::bpf_loop(MAX_OPTIONS, option as *mut c_void, raw.cast(), 0) };
+    unsafe { generated::bpf_loop(options, option as *mut c_void, raw.cast(), 0) };
     let (old, new) = (walk.mss, fits.to_be());
     if old == 0 || u16::from_be(old) <= fits {
         return;

@@ -4,8 +4,8 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     claim::{self, State},
     counters::Counter,
-    hash,
-    maps::{BACKEND_USED, FLOW_DSR, Flow, FlowKey, SERVICE_DSR, age_stamp, flow_asked, program},
+    maps::{BACKEND_USED, FLOW_DSR, Flow, FlowKey, Gate, SERVICE_DSR, age_stamp, flow_asked, program},
+    nat,
 };
 
 use crate::{
@@ -13,9 +13,9 @@ use crate::{
     adopt::asked,
     atomic, clock, count,
     established::count_in,
-    frame::here,
+    frame::{here, put_address, put_mac},
     gateway, handover, log,
-    maps::{BACKENDS, HALF_OPEN, SERVICES},
+    maps::{BACKENDS, HALF_OPEN, SERVICES, forward},
     port, reset, tail_call,
 };
 
@@ -24,7 +24,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let (link, packet, service_number) = handover::take(ctx)?;
     let key = FlowKey { client: packet.source, port: packet.ports.0, service: service_number };
     let service = SERVICES.get(key.service as u32).ok_or(Counter::NoBackendDrop)?;
-    let hash = here(hash::client(&service.seed, &key.client, Some(key.port)));
+    let hash = here(nat::hash(handover::hash().ok_or(Counter::TailCall)?, key.port.get()));
     let (number, adopts) = handover::chosen().ok_or(Counter::TailCall)?;
     let backend = BACKENDS.get(number as u32).ok_or(Counter::NoBackendDrop)?;
     if backend.flags & BACKEND_USED == 0 || backend.service != key.service {
@@ -47,8 +47,23 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     // Without a branch, which would double what the verifier walks.
     let if_adopted = 0u32.wrapping_sub(adopts as u32);
     let half_open = claim.to(State::HalfOpen).with(claim::ADOPTED & if_adopted as u64);
-    // SAFETY: a live map value, and by the claim this CPU's own until the state is no longer `Claiming`.
+    let dsr = if service.flags & SERVICE_DSR != 0 { FLOW_DSR } else { 0 };
+    let forward = forward(number, port.get()).ok_or(Counter::NoBackendDrop)?;
+    // SAFETY: live map values, and by the claim this CPU's own until the state is no longer `Claiming`.
     unsafe {
+        // The gate first: nobody takes the former owner's established path into what follows.
+        (&raw mut (*forward).gate).write_volatile(Gate::closed(claim.generation()).0);
+        (*forward).last_seen = now;
+        put_address(&raw mut (*forward).client, &raw const key.client);
+        (*forward).client_port = key.port;
+        (*forward).service = key.service;
+        (*forward).epoch = backend.epoch;
+        (*forward).last_ack = packet.segment.ack & if_adopted;
+        (*forward).edge = packet.segment.seq_end();
+        // Of an adopted one 0, long ago: no handshake under way is counted done by it.
+        (*forward).since = age_stamp(now) & !if_adopted;
+        put_mac(&raw mut (*forward).client_mac, client_mac);
+        (*forward).flags = dsr;
         (*record).last_seen = now;
         (*record).client = key.client;
         (*record).client_port = key.port;
@@ -63,20 +78,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         // A full barrier: whoever sees the new state sees the identity.
         atomic::compare_exchange(&raw mut (*record).claim, claim.0, half_open.0);
     }
-    let dsr = if service.flags & SERVICE_DSR != 0 { FLOW_DSR } else { 0 };
-    let flow = Flow {
-        last_seen: now,
-        generation: claim.generation(),
-        epoch: backend.epoch,
-        last_ack: packet.segment.ack & if_adopted,
-        edge: packet.segment.seq_end(),
-        // Of an adopted one 0, long ago: no handshake under way is counted done by it.
-        since: age_stamp(now) & !if_adopted,
-        backend: number,
-        nat_port: port,
-        client_mac,
-        flags: dsr | (asked(&key) | flow_asked(number)) & if_adopted as u16,
-    };
+    let asked = (asked(&key) | flow_asked(number)) & if_adopted as u16;
+    let flow = Flow::new(number, port, claim.generation(), asked);
     let _an_lru_makes_room = HALF_OPEN.insert(key, flow, 0);
     log::new_flow(ctx, &key, number, port);
     if adopts {
@@ -86,6 +89,6 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         count::backend(number, |counters| counters.connections += 1);
     }
     count_in(&packet, number);
-    handover::put_to_backend(flow.flags, port, backend);
+    handover::put_to_backend(dsr, port, backend);
     tail_call(ctx, program::ONWARD_INDEX)
 }

@@ -81,7 +81,7 @@ fn the_backend_that_knows_a_connection_is_found() {
     let (from, to, _) = tcp_of(&ran.frame);
     assert_eq!((from, to), (SERVICE, CLIENT));
     let flow = program.flow(&key()).expect("it is established");
-    assert_eq!((flow.backend, flow.nat_port, flow.flags), (number, KEY_PORT, 0));
+    assert_eq!((flow.backend, flow.nat_port, flow.asked), (number, KEY_PORT, 0));
     assert!(program.record(number, CLIENT.1).claim().is_plain_established());
     for slot in [load_of_backend(number), load_of_service(0), LOAD_TOTAL] {
         assert_eq!(program.load_of(slot), 1);

@@ -197,6 +197,7 @@ fn a_node_that_is_alone_picks_changed_ports_from_its_own_part() {
         let mut other = client(SYN);
         other.source.0 = Ipv4Addr::new(10, 0, 2, 99);
         let hash = hash::client(&SEED, &Addr::from(other.source.0), Some(KEY_PORT));
+        let hash = nat::hash(hash, KEY_PORT.get());
         let candidate = |attempt| nat::candidate(CLIENT.1, hash, attempt, range);
         let own: Vec<u16> = (0..=nat::TRIES).map(candidate).collect();
         own.iter().for_each(|port| program.set_record(3, *port, taken));
@@ -237,6 +238,7 @@ fn an_evicted_half_open_flow_finds_its_slot_again() {
 fn half_open_slots_are_taken_under_pressure_and_established_ones_never() {
     let mut program = setup();
     let hash = hash::client(&SEED, &Addr::from(CLIENT.0), Some(KEY_PORT));
+    let hash = nat::hash(hash, KEY_PORT.get());
     let candidates: Vec<u16> =
         (0..=nat::TRIES).map(|n| nat::candidate(CLIENT.1, hash, n, nat::Range::ALL)).collect();
     let occupied = |state: State, last_seen: u64| Record {

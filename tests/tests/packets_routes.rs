@@ -27,13 +27,13 @@ fn packets_to_a_client_behind_a_router_go_to_the_router() {
     program.client_route(DEFAULT, 0, BY_ROUTER);
     handshake(&mut program);
     assert_eq!(program.record(3, CLIENT.1).client_mac, ROUTER);
-    assert_eq!(program.flow(&key()).expect("established").client_mac, CLIENT_MAC);
+    assert_eq!(program.forward_of(&key()).expect("established").client_mac, CLIENT_MAC);
     assert_eq!(sent_to(&mut program, &backend(ACK | PSH).numbers(5001, 1001).payload(9).build()), ROUTER);
 
     // They come by another one from now on: the established path knows it, and the way back stays.
     let other = Mac::new([2, 0, 0, 0, 0, 0x44]);
     run(&mut program, &client(ACK).numbers(1001, 5001).from_mac(other).build(), "by another one");
-    assert_eq!(program.flow(&key()).expect("established").client_mac, other);
+    assert_eq!(program.forward_of(&key()).expect("established").client_mac, other);
     assert_eq!(sent_to(&mut program, &backend(ACK | PSH).numbers(5010, 1001).payload(9).build()), ROUTER);
 
     // Without a route the way back is that of the client's packets, once they change.

@@ -8,7 +8,7 @@ use lb_common::{
     addr::Mac,
     checksum::fold,
     election::{Election, GROUP_V4, GROUP_V6},
-    maps::{FLOW_COPIED, Flow, Lease, Record},
+    maps::{FLOW_COPIED, Forward, Lease, Record},
     tcp::{ACK, SYN},
 };
 
@@ -188,9 +188,10 @@ fn the_first_packet_of_a_copied_flow_shows_the_way_to_its_client() {
     let record = program.record(3, CLIENT.1);
     let lost = Record { ifindex: 99, client_mac: Mac::UNKNOWN, outer_tag: 5, last_ack: 1, edge: 2, ..record };
     program.set_record(3, CLIENT.1, lost);
-    let flow = program.flow(&key()).expect("it is established");
-    let copied = Flow { client_mac: Mac::UNKNOWN, flags: FLOW_COPIED, last_ack: 7, edge: 8, ..flow };
-    program.set_flow(&key(), copied);
+    let forward = program.forward(3, CLIENT.1);
+    let copied = Forward { client_mac: Mac::UNKNOWN, flags: FLOW_COPIED, last_ack: 7, edge: 8, ..forward };
+    program.set_forward(3, CLIENT.1, copied);
+    program.forget_shortcuts();
     let back = backend(ACK).numbers(5001, 1001).payload(10).build();
     assert_ne!(run(&mut program, &back, "before the client has spoken").0.action, PASS);
 
@@ -198,7 +199,7 @@ fn the_first_packet_of_a_copied_flow_shows_the_way_to_its_client() {
     assert_eq!(run(&mut program, &far_on, "the client's first").0.action, TX);
     let learned = program.record(3, CLIENT.1);
     assert_eq!((learned.ifindex, learned.client_mac, learned.outer_tag), (IFINDEX, CLIENT_MAC, 0));
-    assert_eq!(program.flow(&key()).expect("it is established").flags, 0);
+    assert_eq!(program.forward(3, CLIENT.1).flags, 0);
     assert_eq!(run(&mut program, &back, "the backend's").0.action, TX);
     // From then on only what is plausible changes the way.
     let other = Mac::new([2, 0, 0, 0, 0, 0x44]);

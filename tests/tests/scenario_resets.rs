@@ -17,7 +17,7 @@ use etcd_lb_tests::{
     eventually,
     held::{Ended, HeldClients, HeldServer},
 };
-use lb_common::maps::{Flow, FlowKey, Record};
+use lb_common::maps::{Flow, FlowKey, Forward, PORT_TABLE_SLOTS, Record};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(15);
@@ -83,18 +83,21 @@ impl Scene {
         let pin = |name: &str| {
             Map::from_map_data(MapData::from_pin(self.balancer.pin_dir().join(name)).unwrap()).unwrap()
         };
-        let mut flows: HashMap<MapData, FlowKey, Flow> = pin("flows").try_into().unwrap();
+        let flows: HashMap<MapData, FlowKey, Flow> = pin("flows").try_into().unwrap();
         let ports: ArrayOfMaps<MapData, Array<MapData, Record>> = pin("ports").try_into().unwrap();
+        let halves: ArrayOfMaps<MapData, Array<MapData, Forward>> = pin("ports").try_into().unwrap();
         let on_backend = self.ports_on(backend);
         let keys: Vec<FlowKey> = flows.keys().map(Result::unwrap).collect();
         for key in
             keys.into_iter().filter(|key| on_backend.contains(&key.port.get()) && key.port.get() % 4 < 2)
         {
             let flow = flows.get(&key, 0).unwrap();
-            let stale = Flow { last_ack: flow.last_ack.wrapping_sub(4000), ..flow };
-            flows.insert(key, stale, 0).unwrap();
-            let mut table = ports.get(&flow.backend.into(), 0).unwrap();
+            let mut table = halves.get(&flow.backend.into(), 0).unwrap();
             let slot = flow.nat_port.get().into();
+            let forward = table.get(&(PORT_TABLE_SLOTS + slot), 0).unwrap();
+            let stale = Forward { last_ack: forward.last_ack.wrapping_sub(4000), ..forward };
+            table.set(PORT_TABLE_SLOTS + slot, stale, 0).unwrap();
+            let mut table = ports.get(&flow.backend.into(), 0).unwrap();
             let record = table.get(&slot, 0).unwrap();
             table.set(slot, Record { last_ack: record.last_ack.wrapping_sub(4000), ..record }, 0).unwrap();
         }

@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use super::{Backend, ClientKey, ClientLoad, Flow, FlowKey, Load, Record, Service};
+use super::{Backend, ClientKey, ClientLoad, Flow, FlowKey, Forward, Load, Record, Service};
 
 /// A field of a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,10 @@ shapes! {
     Service { seed, vip, port, flags, max_flows_per_client, nat, near }
     Backend { address, source, port, service, epoch, hop, flags }
     FlowKey { client, port, service }
-    Flow { last_seen, generation, epoch, last_ack, edge, since, backend, nat_port, client_mac, flags }
+    Flow { generation, backend, nat_port, asked, reserved }
+    Forward {
+        gate, last_seen, client, client_port, service, epoch, last_ack, edge, since, client_mac, flags, reserved,
+    }
     Record {
         claim, last_seen, client, client_port, inner_tag, ifindex, client_mac, outer_tag, last_ack, epoch, edge, client_edge,
     }

@@ -24,32 +24,21 @@ pub struct FlowKey {
     pub service: u16,
 }
 
-/// A forward entry: all that a packet from the client needs. Identity is written once; `last_seen`,
-/// `last_ack`, `edge` by packets from the client only.
+/// A forward entry: which slot a client's flow has.
 #[cfg(not(feature = "other-layout"))]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {
-    /// When the client's last packet came, ns.
-    pub last_seen: u64,
-    /// Generation of the port table slot that this entry was made for.
+    /// Generation of the slot that this entry was made for.
     pub generation: u32,
-    /// The backend's epoch when the flow was made.
-    pub epoch: u32,
-    /// The client's last ACK, host order: the backend's next sequence number as the client has it.
-    pub last_ack: u32,
-    /// End of the client's last segment, host order: its own next sequence number.
-    pub edge: u32,
-    /// When the flow came into its state, half-open or established, see [`super::age_stamp`].
-    pub since: u32,
     /// Number of the backend.
     pub backend: u16,
     /// Source port toward the backend: the slot in its port table.
     pub nat_port: Port,
-    /// MAC that the client's packets come by; the record has the one that they are sent to.
-    pub client_mac: Mac,
-    /// `FLOW_*` bits.
-    pub flags: u16,
+    /// Of a flow that is to be adopted: [`flow_asked`] of the backends that were asked.
+    pub asked: u16,
+    /// 0.
+    pub reserved: u16,
 }
 
 /// The same with its fields elsewhere, as a version with other layouts would have it: for the test of a change of layouts.
@@ -57,29 +46,25 @@ pub struct Flow {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {
-    /// `FLOW_*` bits.
-    pub flags: u16,
     /// Number of the backend.
     pub backend: u16,
+    /// 0.
+    pub reserved: u16,
+    /// Of a flow that is to be adopted: [`flow_asked`] of the backends that were asked.
+    pub asked: u16,
     /// Source port toward the backend: the slot in its port table.
     pub nat_port: Port,
-    /// MAC that the client's packets come by; the record has the one that they are sent to.
-    pub client_mac: Mac,
-    /// When the flow came into its state, half-open or established, see [`super::age_stamp`].
-    pub since: u32,
-    /// End of the client's last segment, host order: its own next sequence number.
-    pub edge: u32,
-    /// The client's last ACK, host order: the backend's next sequence number as the client has it.
-    pub last_ack: u32,
-    /// The backend's epoch when the flow was made.
-    pub epoch: u32,
-    /// Generation of the port table slot that this entry was made for.
+    /// Generation of the slot that this entry was made for.
     pub generation: u32,
-    /// When the client's last packet came, ns.
-    pub last_seen: u64,
 }
 
 impl Flow {
+    /// The forward entry of a slot's owner.
+    #[inline(always)]
+    pub const fn new(backend: u16, nat_port: Port, generation: u32, asked: u16) -> Self {
+        Self { generation, backend, nat_port, asked, reserved: 0 }
+    }
+
     /// Whether this is the forward entry of a slot's owner. All three tell: generations count owners of one slot, so those
     /// of two slots agree often, and a client's next flow may have the next slot.
     #[inline(always)]
@@ -94,29 +79,130 @@ impl Flow {
     }
 }
 
-/// A FIN was seen: packets of this flow leave the established path.
-pub const FLOW_CLOSING: u16 = 1 << 0;
-/// Of a service with `mode = "dsr"`: only the MAC is rewritten, and the backend's packets do not come by us.
-pub const FLOW_DSR: u16 = 1 << 1;
-/// Of another node's table: where its sequence numbers are now is not known until a packet of the client has come.
-pub const FLOW_COPIED: u16 = 1 << 2;
+/// The forward half of a slot: all that a packet from the client needs. One cache line, of which packets from the backend
+/// touch nothing.
+///
+/// `gate` changes as [`Gate`] says. Identity (client, service, epoch, `since`) is written by the owner of the slot's claim, anew
+/// when the flow is established (`since`); `last_seen`, `last_ack`, `edge`, `client_mac` by packets from the client only.
+#[cfg(not(feature = "other-layout"))]
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Forward {
+    /// Whose this half is, and whether its packets may take the established path: [`Gate`].
+    pub gate: u64,
+    /// When the client's last packet came, ns.
+    pub last_seen: u64,
+    /// The client's address.
+    pub client: Addr,
+    /// The client's port.
+    pub client_port: Port,
+    /// Number of the service.
+    pub service: u16,
+    /// The backend's epoch when the flow was made.
+    pub epoch: u32,
+    /// The client's last ACK, host order: the backend's next sequence number as the client has it.
+    pub last_ack: u32,
+    /// End of the client's last segment, host order: its own next sequence number.
+    pub edge: u32,
+    /// When the flow came into its state, half-open or established, see [`super::age_stamp`].
+    pub since: u32,
+    /// MAC that the client's packets come by; the record has the one that they are sent to.
+    pub client_mac: Mac,
+    /// `FLOW_*` bits.
+    pub flags: u16,
+    /// 0.
+    pub reserved: u32,
+}
 
-/// The lowest of the bits that tell which backends were asked for an adopted flow: one for each backend number modulo
-/// [`FLOW_ASKED_BITS`], so that a service's backends have one each where they are no more than that.
-pub const FLOW_ASKED_SHIFT: u32 = 3;
-/// How many such bits there are.
-pub const FLOW_ASKED_BITS: u16 = 13;
+/// The same with its fields elsewhere, as a version with other layouts would have it: for the test of a change of layouts.
+#[cfg(feature = "other-layout")]
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Forward {
+    /// Whose this half is, and whether its packets may take the established path: [`Gate`].
+    pub gate: u64,
+    /// End of the client's last segment, host order: its own next sequence number.
+    pub edge: u32,
+    /// The client's last ACK, host order: the backend's next sequence number as the client has it.
+    pub last_ack: u32,
+    /// When the client's last packet came, ns.
+    pub last_seen: u64,
+    /// When the flow came into its state, half-open or established, see [`super::age_stamp`].
+    pub since: u32,
+    /// The backend's epoch when the flow was made.
+    pub epoch: u32,
+    /// The client's address.
+    pub client: Addr,
+    /// Number of the service.
+    pub service: u16,
+    /// The client's port.
+    pub client_port: Port,
+    /// `FLOW_*` bits.
+    pub flags: u16,
+    /// MAC that the client's packets come by; the record has the one that they are sent to.
+    pub client_mac: Mac,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// The word of [`Forward::gate`]: the generation of the slot's owner, and whether the flow is plainly established, so that its
+/// packets may take the established path. It is opened and closed by one compare-and-swap each, from and to what it is for
+/// one generation, so that whoever is late changes nothing of a later owner's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gate(pub u64);
+
+impl Gate {
+    const OPEN: u64 = 1 << 32;
+
+    /// Packets of this generation's flow leave the established path.
+    #[inline(always)]
+    pub const fn closed(generation: u32) -> Self {
+        Self(generation as u64)
+    }
+
+    /// Packets of this generation's flow may take the established path.
+    #[inline(always)]
+    pub const fn open(generation: u32) -> Self {
+        Self(generation as u64 | Self::OPEN)
+    }
+
+    /// Whether packets may take the established path.
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        self.0 & Self::OPEN != 0
+    }
+
+    /// Generation of the slot's owner.
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+impl Forward {
+    /// The gate, as read.
+    #[inline(always)]
+    pub const fn gate(&self) -> Gate {
+        Gate(self.gate)
+    }
+}
+
+/// Of a service with `mode = "dsr"`: only the MAC is rewritten, and the backend's packets do not come by us.
+pub const FLOW_DSR: u16 = 1 << 0;
+/// Of another node's table: where its sequence numbers are now is not known until a packet of the client has come.
+pub const FLOW_COPIED: u16 = 1 << 1;
+
+/// Bits of [`Flow::asked`]: one for each backend number modulo as many, so that a service's backends have one each where they are
+/// no more than that.
+pub const FLOW_ASKED_BITS: u16 = 16;
 
 /// The bit that tells that a backend was asked.
 #[inline(always)]
 pub const fn flow_asked(backend: u16) -> u16 {
-    1 << (FLOW_ASKED_SHIFT + (backend % FLOW_ASKED_BITS) as u32)
+    1 << (backend % FLOW_ASKED_BITS)
 }
 
-/// All of them.
-pub const FLOW_ASKED: u16 = ((1 << FLOW_ASKED_BITS) - 1) << FLOW_ASKED_SHIFT;
-
-/// A slot of a port table: all that a packet from the backend needs. One cache line.
+/// The return half of a slot: all that a packet from the backend needs. One cache line.
 ///
 /// `claim` changes only by compare-and-swap (see [`crate::claim`]). Identity (client, tags) is written by the claim's owner
 /// before the claim leaves `Claiming`; so are interface and MAC, which change when the way to the client does: by a packet of

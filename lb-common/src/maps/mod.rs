@@ -18,9 +18,10 @@ use crate::addr::Addr;
 use crate::addr::Mac;
 use crate::counters::{BackendCounters, Counters};
 use crate::election::Election;
+use crate::shortcut::Bucket;
 
 /// Version of the layouts, raised when their meaning changes without their size.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Services at most; a service number is below.
 pub const MAX_SERVICES: usize = 64;
@@ -41,6 +42,9 @@ pub const DEFAULT_MAX_FLOWS: u32 = 131_072;
 pub const MAGLEV_SLOTS: u32 = 65_537;
 /// Slots of a port table: every TCP port.
 pub const PORT_TABLE_SLOTS: u32 = 65_536;
+/// Elements of a port table: the return halves of all slots ([`Record`]), then their forward halves ([`Forward`]). Apart, since
+/// the two are used by different packets, on different CPUs as a rule.
+pub const PORT_TABLE_LEN: u32 = 2 * PORT_TABLE_SLOTS;
 /// No backend, in a Maglev slot.
 pub const NO_BACKEND: u16 = u16::MAX;
 
@@ -54,6 +58,12 @@ pub const fn half_open_capacity(max_flows: u32) -> u32 {
 /// SYNs are refused at `max_flows`.
 pub const fn flows_capacity(max_flows: u32) -> u32 {
     max_flows + half_open_capacity(max_flows)
+}
+
+/// Capacity of `shortcuts` for a `max_flows`: buckets of four entries for two flows each, so that one flow of 50 finds its bucket
+/// full when there are half of `max_flows`, and hardly any where there are few.
+pub const fn shortcuts_capacity(max_flows: u32) -> u32 {
+    max_flows / 2 + 1
 }
 
 /// What the pinned maps hold.
@@ -136,6 +146,8 @@ pub const fn layout_hash() -> u64 {
         size_of::<FlowKey>(),
         size_of::<Flow>(),
         size_of::<Record>(),
+        size_of::<Forward>(),
+        size_of::<Bucket>(),
         size_of::<Load>(),
         size_of::<ClientKey>(),
         size_of::<ClientLoad>(),
@@ -178,8 +190,8 @@ const fn step(hash: u64, number: usize) -> u64 {
 
 // What the design promises of the layouts.
 const _: () = {
-    assert!(size_of::<Record>() == 64, "a record is one cache line");
-    assert!(size_of::<Flow>() == 40 && size_of::<FlowKey>() == 20);
+    assert!(size_of::<Record>() == 64 && size_of::<Forward>() == 64, "half a slot is one cache line");
+    assert!(size_of::<Flow>() == 12 && size_of::<FlowKey>() == 20);
     assert!(MAX_BACKENDS < NO_BACKEND as usize);
 };
 
@@ -213,6 +225,7 @@ mod user {
         FlowKey,
         Flow,
         Record,
+        Forward,
         Load,
         ClientKey,
         ClientLoad,
@@ -228,7 +241,7 @@ mod user {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::{Addr, Port};
+    use crate::addr::Addr;
 
     #[test]
     fn a_lease_holds_until_its_deadline_or_revocation() {
@@ -252,10 +265,8 @@ mod tests {
         let mut filter = Filter::EMPTY;
         let vip = Addr::from(core::net::Ipv4Addr::new(10, 0, 1, 100));
         filter.add_address(&vip);
-        filter.add_port(Port::new(2379));
         let bit = filter_bit_of_address(&vip);
         assert_eq!(bit, 0x0164);
         assert_eq!(filter.addresses[usize::from(bit / 64)], 1 << (bit % 64));
-        assert_eq!(filter.ports[2379 / 64], 1 << (2379 % 64));
     }
 }

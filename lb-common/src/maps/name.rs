@@ -28,7 +28,10 @@ pub const MAGLEV: &str = "maglev";
 pub const FLOWS: &str = "flows";
 /// LRU hash [`super::FlowKey`] → [`super::Flow`]: forward entries of half-open and closed flows.
 pub const HALF_OPEN: &str = "half_open";
-/// Array of maps: backend number → array of [`super::PORT_TABLE_SLOTS`] [`super::Record`], memory-mapped by the agent.
+/// Array of [`crate::shortcut::Bucket`]: guesses of which backend has a client's flow.
+pub const SHORTCUTS: &str = "shortcuts";
+/// Array of maps: backend number → array of [`super::PORT_TABLE_SLOTS`] [`super::Record`], then as many [`super::Forward`],
+/// memory-mapped by the agent.
 pub const PORTS: &str = "ports";
 /// Array of [`super::Load`]; see [`super::load_of_backend`] and [`super::LOAD_TOTAL`].
 pub const LOADS: &str = "loads";
@@ -70,6 +73,7 @@ pub const KEPT: &[&str] = &[
     MAGLEV,
     FLOWS,
     HALF_OPEN,
+    SHORTCUTS,
     PORTS,
     LOADS,
     CLIENTS,

@@ -9,20 +9,29 @@ use crate::{
     nat,
 };
 
-/// A quick answer to "is this for a VIP": a bit for the low 16 bits of each VIP and source address, and one for each
-/// service's port. A set bit means "look closer", an unset one "certainly not".
+/// A quick answer to "is this for a VIP", and "for which service" or "from which backend". An unset bit of an address means
+/// "certainly not", a set one "look closer". A number is a guess, which the service or backend of that number verifies; where
+/// none is right, or several would stand in one place ([`Filter::SEVERAL`]), `service_ports` or `returns` is asked.
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Filter {
-    /// Indexed by [`filter_bit_of_address`].
+    /// A bit for each VIP and source address, indexed by [`filter_bit_of_address`].
     pub addresses: [u64; 1024],
-    /// Indexed by the port in host order.
-    pub ports: [u64; 1024],
+    /// The number of a service plus one, indexed by [`filter_place_of_service`]; 0: certainly none.
+    pub services: [u16; FILTER_PLACES],
+    /// The number of a backend plus one, indexed by [`filter_place_of_return`]; 0: not known.
+    pub returns: [u16; FILTER_PLACES],
 }
+
+/// Places for services, and for backends: four for each of the most backends, so that few of many share one.
+pub const FILTER_PLACES: usize = 4096;
 
 impl Filter {
     /// Nothing is for us.
-    pub const EMPTY: Self = Self { addresses: [0; 1024], ports: [0; 1024] };
+    pub const EMPTY: Self =
+        Self { addresses: [0; 1024], services: [0; FILTER_PLACES], returns: [0; FILTER_PLACES] };
+    /// In a place that several services or backends have.
+    pub const SEVERAL: u16 = u16::MAX;
 
     /// Sets the bit of an address.
     pub const fn add_address(&mut self, address: &Addr) {
@@ -30,11 +39,38 @@ impl Filter {
         self.addresses[(bit / 64) as usize] |= 1 << (bit % 64);
     }
 
-    /// Sets the bit of a service's port.
-    pub const fn add_port(&mut self, port: Port) {
-        let bit = port.get();
-        self.ports[(bit / 64) as usize] |= 1 << (bit % 64);
+    /// Puts a service into its place.
+    pub fn add_service(&mut self, key: &ServiceKey, number: u16) {
+        add(&mut self.services[filter_place_of_service(&key.vip, key.port)], number);
     }
+
+    /// Puts a backend into its place.
+    pub fn add_return(&mut self, key: &ReturnKey, number: u16) {
+        add(&mut self.returns[filter_place_of_return(&key.source, &key.backend, key.port)], number);
+    }
+}
+
+const fn add(place: &mut u16, number: u16) {
+    *place = if *place == 0 || *place == number + 1 { number + 1 } else { Filter::SEVERAL };
+}
+
+/// The place of a service in [`Filter::services`].
+#[inline(always)]
+pub fn filter_place_of_service(vip: &Addr, port: Port) -> usize {
+    place(vip.words()[3] ^ (port.word() as u32) << 8)
+}
+
+/// The place of a backend in [`Filter::returns`].
+#[inline(always)]
+pub fn filter_place_of_return(source: &Addr, backend: &Addr, port: Port) -> usize {
+    place(source.words()[3].rotate_left(7) ^ backend.words()[3] ^ (port.word() as u32) << 8)
+}
+
+/// Words that differ in any octet spread over the places: the upper bits of a product depend on all of them.
+#[inline(always)]
+const fn place(word: u32) -> usize {
+    const SPREAD: u32 = 0x9e37_79b1;
+    (word.wrapping_mul(SPREAD) >> (32 - FILTER_PLACES.trailing_zeros())) as usize
 }
 
 /// The bit of an address in [`Filter::addresses`]: its last two octets.

@@ -52,13 +52,15 @@ pub struct Actual {
     pub elections: [Election; 2],
 }
 
-/// The bits that are set in a [`Filter`].
+/// What is not 0 in a [`Filter`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FilterBits {
     /// Bits of addresses, see [`maps::filter_bit_of_address`].
     pub addresses: BTreeSet<u16>,
-    /// Ports.
-    pub ports: BTreeSet<u16>,
+    /// [`Filter::services`], by place.
+    pub services: BTreeMap<usize, u16>,
+    /// [`Filter::returns`], by place.
+    pub returns: BTreeMap<usize, u16>,
 }
 
 /// One map write.
@@ -193,20 +195,39 @@ impl Actual {
 }
 
 impl FilterBits {
-    /// The bits of a map's value.
+    /// With these addresses, services and backends.
+    pub fn new<'a>(
+        addresses: impl Iterator<Item = &'a Addr>,
+        services: &BTreeMap<ServiceKey, u16>,
+        returns: &BTreeMap<ReturnKey, u16>,
+    ) -> Self {
+        let mut filter = Box::new(Filter::EMPTY);
+        services.iter().for_each(|(key, number)| filter.add_service(key, *number));
+        returns.iter().for_each(|(key, number)| filter.add_return(key, *number));
+        Self {
+            addresses: addresses.map(maps::filter_bit_of_address).collect(),
+            services: taken(&filter.services),
+            returns: taken(&filter.returns),
+        }
+    }
+
+    /// What a map's value says.
     pub fn of(filter: &Filter) -> Self {
-        Self { addresses: set_bits(&filter.addresses), ports: set_bits(&filter.ports) }
+        Self {
+            addresses: set_bits(&filter.addresses),
+            services: taken(&filter.services),
+            returns: taken(&filter.returns),
+        }
     }
 
     /// The map's value.
-    pub fn to_filter(&self) -> Filter {
-        let mut filter = Filter::EMPTY;
+    pub fn to_filter(&self) -> Box<Filter> {
+        let mut filter = Box::new(Filter::EMPTY);
         for &bit in &self.addresses {
             filter.addresses[usize::from(bit / 64)] |= 1 << (bit % 64);
         }
-        for &port in &self.ports {
-            filter.add_port(Port::new(port));
-        }
+        self.services.iter().for_each(|(&place, &number)| filter.services[place] = number);
+        self.returns.iter().for_each(|(&place, &number)| filter.returns[place] = number);
         filter
     }
 }
@@ -255,6 +276,10 @@ pub const NO_INTERFACE: Interface = Interface { ifindex: 0, mtu: 0, mac: Mac::UN
 
 /// Nothing was ever granted.
 pub const NO_LEASE: Lease = Lease::NONE;
+
+fn taken(places: &[u16]) -> BTreeMap<usize, u16> {
+    places.iter().copied().enumerate().filter(|(_, number)| *number != 0).collect()
+}
 
 fn set_bits(words: &[u64; 1024]) -> BTreeSet<u16> {
     let bit = |index: &u16| words[usize::from(index / 64)] & (1 << (index % 64)) != 0;

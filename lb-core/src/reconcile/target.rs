@@ -318,10 +318,7 @@ fn add_addresses(desired: &[DesiredAddress], actual: &Actual, target: &mut Actua
     }
     let heard = target.elections.iter().filter(|election| election.priority != 0);
     let looked_at = ours.iter().chain(heard.map(|election| &election.destination));
-    target.filter = FilterBits {
-        addresses: looked_at.map(maps::filter_bit_of_address).collect(),
-        ports: target.services.values().map(|service| service.port.get()).collect(),
-    };
+    target.filter = FilterBits::new(looked_at, &target.service_ports, &target.returns);
     Ok(())
 }
 

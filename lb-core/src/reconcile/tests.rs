@@ -2,7 +2,10 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use lb_common::{
     addr::{Mac, Port},
-    maps::{BACKEND_LEAVING, Interface, Lease, NO_BACKEND, NextHop, ReturnKey, SERVICE_ALLOW, ServiceKey},
+    maps::{
+        self, BACKEND_LEAVING, Filter, Interface, Lease, NO_BACKEND, NextHop, ReturnKey, SERVICE_ALLOW,
+        ServiceKey,
+    },
 };
 use proptest::{collection::vec, prelude::*, sample::subsequence};
 
@@ -224,7 +227,12 @@ fn check_holds(desired: &Desired, actual: &Actual) -> Result<(), TestCaseError> 
         } else {
             prop_assert_eq!(owners, live);
         }
-        prop_assert!(actual.filter.ports.contains(&service.port));
+        let place = maps::filter_place_of_service(&key.vip, key.port);
+        prop_assert!([number + 1, Filter::SEVERAL].contains(&actual.filter.services[&place]));
+    }
+    for (key, number) in &actual.returns {
+        let place = maps::filter_place_of_return(&key.source, &key.backend, key.port);
+        prop_assert!([number + 1, Filter::SEVERAL].contains(&actual.filter.returns[&place]));
     }
     Ok(())
 }

@@ -81,7 +81,7 @@ pub(super) fn apply(
         Change::RemoveServicePort(key) => removed(maps.service_ports.remove(key), name::SERVICE_PORTS),
         Change::Vip(key, claim) => maps.vips.insert(key, claim, ANY).map_err(Error::map(name::VIPS)),
         Change::RemoveVip(key) => removed(maps.vips.remove(key), name::VIPS),
-        Change::Filter(bits) => maps.filter.set(0, bits.to_filter(), ANY).map_err(Error::map(name::FILTER)),
+        Change::Filter(bits) => maps.filter.set(0, *bits.to_filter(), ANY).map_err(Error::map(name::FILTER)),
     }
 }
 

@@ -9,7 +9,7 @@ use aya::maps::MapError;
 use lb_common::{
     addr::{Mac, Port},
     claim::ENDED,
-    maps::{Backend, Flow, FlowKey, Record, SERVICE_DSR, Service, age_ns, interface_slot, name},
+    maps::{Backend, Flow, FlowKey, Forward, Record, SERVICE_DSR, Service, age_ns, interface_slot, name},
 };
 use lb_core::{
     resets::Time,
@@ -40,7 +40,7 @@ pub struct EndedFlow {
     pub nat_port: u16,
     /// Its service and backend.
     pub place: BackendPlace,
-    /// How long it was established; `None` if its forward entry is gone.
+    /// How long it was established; `None` if another flow has its slot already.
     pub lasted: Option<Duration>,
     /// Why.
     pub reason: Reason,
@@ -73,27 +73,24 @@ impl DataPlane {
         let (backend, service) = self.owner(ended.backend).map(|(b, s)| (*b, *s))?;
         let key = FlowKey { client: ended.client, port: ended.client_port, service: backend.service };
         let ours = |flow: &Flow| flow.is_of(ended.backend, Port::new(ended.port), ended.generation);
-        let forward = forward_entry(&self.maps, &key).unwrap_or_else(|error| {
-            debug!(%error, "the client's last ACK cannot be read");
+        let entry = forward_entry(&self.maps, &key).unwrap_or_else(|error| {
+            debug!(%error, "whether the client has begun another connection cannot be read");
             None
         });
-        let own = forward.filter(|(flow, _)| ours(flow));
-        if let Some((flow, true)) = &own
+        if let Some((flow, true)) = &entry
+            && ours(flow)
             && time == Time::First
         {
-            self.leave_established_path(&key, flow);
+            self.make_evictable(&key, flow);
         }
+        let begun_anew = entry.is_some_and(|(flow, _)| !ours(&flow));
+        let table = self.tables.get(&ended.backend);
+        let forward = table.and_then(|table| table.forward(ended.port, ended.generation));
         let still =
             |record: &Record| record.claim().generation() == ended.generation && record.claim().has(ENDED);
-        let record = self.tables.get(&ended.backend).and_then(|table| table.flow(ended.port)).filter(still);
+        let record = table.and_then(|table| table.flow(ended.port)).filter(still);
         if let Some(record) = record {
-            let client_ack = match (&own, &forward) {
-                (Some((flow, _)), _) => Some((flow.last_ack, flow.edge)),
-                // The client has begun another connection.
-                (None, Some(_)) => None,
-                // Pushed out of `half_open`: the client has acknowledged about what the backend sent.
-                (None, None) => Some((record.edge, record.last_ack)),
-            };
+            let client_ack = forward.filter(|_| !begun_anew).map(|half| (half.last_ack, half.edge));
             if let Some((last_ack, edge)) = client_ack {
                 self.say_farewell(&client_side(&service, &record), last_ack, edge);
             }
@@ -104,19 +101,19 @@ impl DataPlane {
                 self.say_farewell(&unseen_backend_side(&backend, &service, &record), edge, last_ack);
             }
         }
-        let lasted = |flow: &Flow| Duration::from_nanos(age_ns(flow.since, ended.at_ns));
+        let lasted = |half: Forward| Duration::from_nanos(age_ns(half.since, ended.at_ns));
         Some(EndedFlow {
             at_ns: ended.at_ns,
             client: SocketAddr::new(ended.client.to_ip(), ended.client_port.get()),
             nat_port: ended.port,
             place: self.place_of(ended.backend)?,
-            lasted: own.map(|(flow, _)| lasted(&flow)),
+            lasted: forward.map(lasted),
             reason: ended.reason,
         })
     }
 
-    /// Into `half_open`, where packets of ended flows find it, and which makes room by itself.
-    fn leave_established_path(&mut self, key: &FlowKey, flow: &Flow) {
+    /// Into `half_open`, where packets of ended flows find their slot, and which makes room by itself.
+    fn make_evictable(&mut self, key: &FlowKey, flow: &Flow) {
         let moved = match self.maps.half_open.insert(key, flow, NO_EXIST) {
             // Somebody has it already: the client begins anew.
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {

@@ -6,9 +6,8 @@ use std::{
 };
 
 use lb_common::{
-    addr::Port,
     claim::State,
-    maps::{Backend, FlowKey, Record, Service},
+    maps::{Backend, Record, Service},
 };
 
 use super::{DataPlane, address_of, monotonic_ns};
@@ -72,11 +71,8 @@ impl DataPlane {
                 if filter.client.is_some_and(|client| record.client.to_ip() != client) {
                     continue;
                 }
-                let last_seen = record.last_seen.max(self.client_last_seen(
-                    (number, Port::new(port)),
-                    backend.service,
-                    &record,
-                ));
+                let by_client = table.client_last_seen(port, record.claim().generation());
+                let last_seen = record.last_seen.max(by_client);
                 found.push(FlowView {
                     client: SocketAddr::new(record.client.to_ip(), record.client_port.get()),
                     service: SocketAddr::new(service.vip.to_ip(), service.port.get()),
@@ -95,14 +91,6 @@ impl DataPlane {
     pub(super) fn owner(&self, number: u16) -> Option<(&Backend, &Service)> {
         let backend = self.actual.backends.get(&number)?;
         Some((backend, self.actual.services.get(&backend.service)?))
-    }
-
-    /// When the client's last packet came, ns; 0 if no forward entry says.
-    fn client_last_seen(&self, (number, port): (u16, Port), service: u16, record: &Record) -> u64 {
-        let key = FlowKey { client: record.client, port: record.client_port, service };
-        let entry = self.maps.flows.get(&key, 0).or_else(|_| self.maps.half_open.get(&key, 0));
-        let ours = |flow: &lb_common::maps::Flow| flow.is_of(number, port, record.claim().generation());
-        entry.ok().filter(ours).map_or(0, |flow| flow.last_seen)
     }
 }
 

@@ -87,6 +87,7 @@ fn is_stale(tables: &BTreeMap<u16, PortTable>, flow: &Flow, now_ns: u64) -> bool
     let Some(table) = tables.get(&flow.backend) else { return true };
     let claim = table.claim(flow.nat_port.get());
     let ours = claim.generation() == flow.generation && claim.is_live();
-    let rested = now_ns.saturating_sub(flow.last_seen) > SPARE_NS;
-    !ours || (!claim.is(State::Established) && rested)
+    let last_seen = || table.client_last_seen(flow.nat_port.get(), flow.generation);
+    let rested = || now_ns.saturating_sub(last_seen()) > SPARE_NS;
+    !ours || (!claim.is(State::Established) && rested())
 }

@@ -17,6 +17,7 @@ pub(super) fn capacity(map: &str, max_flows: u32) -> Option<u32> {
     match map {
         name::FLOWS | name::CLIENTS => Some(maps::flows_capacity(max_flows)),
         name::HALF_OPEN => Some(maps::half_open_capacity(max_flows)),
+        name::SHORTCUTS => Some(maps::shortcuts_capacity(max_flows)),
         _ => None,
     }
 }

@@ -9,19 +9,20 @@
 //!
 //! A process that is killed before the new program is attached leaves the old maps complete, to which the next one goes back.
 
-use std::{collections::BTreeMap, os::fd::AsFd as _, sync::atomic::Ordering, time::Instant};
+use std::{collections::BTreeMap, ops::Range, os::fd::AsFd as _, sync::atomic::Ordering, time::Instant};
 
 use aya::maps::{Array, ArrayOfMaps, Map, MapData};
 use lb_common::{
     claim::{Claim, State},
     maps::{
-        self, BACKEND_USED, Backend, ClientKey, ClientLoad, Flow, FlowKey, LOAD_SLOTS, Load, MAX_BACKENDS,
-        PORT_TABLE_SLOTS, Record, SERVICE_USED, Service, fields::FIELDS_LEN, name,
+        self, BACKEND_USED, Backend, ClientKey, ClientLoad, Flow, FlowKey, Forward, LOAD_SLOTS, Load,
+        MAX_BACKENDS, PORT_TABLE_LEN, PORT_TABLE_SLOTS, Record, SERVICE_USED, Service, fields::FIELDS_LEN,
+        name,
     },
 };
 use lb_core::layout::{Layouts, Mapping};
 use tracing::{info, warn};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, FromZeros as _, IntoBytes};
 
 use super::{
     DataPlane, bpf,
@@ -139,7 +140,8 @@ impl Migration {
             match ports.get(&u32::from(number), 0) {
                 Ok(inner) => {
                     let table = RawMap::of(inner, name::PORTS)?;
-                    if Some(table.value) != there.size("Record") {
+                    if Some(table.value) != there.size("Record") || Some(table.value) != there.size("Forward")
+                    {
                         return Err(Error::Object {
                             what: format!("port table {number} of the size its layout says"),
                         });
@@ -187,7 +189,7 @@ impl Migration {
         let record = mapping(&self.there, "Record")?;
         for (&number, table) in &self.tables {
             let mut reserved = std::collections::BTreeSet::new();
-            table.each(name::PORTS, |port, value| {
+            table.each_of(name::PORTS, 0..PORT_TABLE_SLOTS, |port, value| {
                 if is_unused(value) {
                     return Ok(());
                 }
@@ -205,20 +207,28 @@ impl Migration {
 
     /// All flows as they are now.
     fn carry_flows(&mut self, to: &mut Maps, tables: &BTreeMap<u16, PortTable>) -> Result<usize, Error> {
-        let record = mapping(&self.there, "Record")?;
+        let (record, forward) = (mapping(&self.there, "Record")?, mapping(&self.there, "Forward")?);
         for (number, old) in &self.tables {
             let Some(new) = tables.get(number) else { continue };
             let mut claims = vec![0; PORT_TABLE_SLOTS as usize];
-            old.each(name::PORTS, |port, value| {
+            let mut forwards = BTreeMap::new();
+            old.each_of(name::PORTS, PORT_TABLE_SLOTS..PORT_TABLE_LEN, |index, value| {
+                if !is_unused(value) {
+                    forwards.insert((word(index) - PORT_TABLE_SLOTS) as u16, convert(&forward, value));
+                }
+                Ok(())
+            })?;
+            old.each_of(name::PORTS, 0..PORT_TABLE_SLOTS, |port, value| {
                 if is_unused(value) {
                     return Ok(());
                 }
                 let (port, value): (u16, Record) = (word(port) as u16, convert(&record, value));
+                let forward = forwards.get(&port).copied().unwrap_or_else(Forward::new_zeroed);
                 let claim = value.claim();
                 // A slot that is free keeps the number of its owners. What is being claimed just now is by the next pass, if
                 // something comes of it; what is reserved is so already.
                 if claim.is_live() || claim.is(State::Free) {
-                    new.fill(port, &value);
+                    new.fill(port, &value, &forward);
                     new.change(port, new.claim(port), claim);
                     claims[usize::from(port)] = value.claim;
                 }
@@ -296,15 +306,13 @@ impl DataPlane {
 
     fn bring_up_to_date(&mut self, migration: &Migration) -> Result<usize, Error> {
         let mapping_of = |layout| mapping(&migration.there, layout);
-        let (record, key, flow) = (mapping_of("Record")?, mapping_of("FlowKey")?, mapping_of("Flow")?);
-        let mut moved: Vec<(u16, u16, u64, Record)> = Vec::new();
+        let (record, half) = (mapping_of("Record")?, mapping_of("Forward")?);
+        let (key, flow) = (mapping_of("FlowKey")?, mapping_of("Flow")?);
+        let mut moved: Vec<(u16, u16, u64, Record, Forward)> = Vec::new();
         for (&number, old) in &migration.tables {
             let Some(copied) = migration.copied.get(&number) else { continue };
-            old.each(name::PORTS, |port, value| {
+            old.each_of(name::PORTS, 0..PORT_TABLE_SLOTS, |port, value| {
                 // Packets wait for this, and a slot that was ever used is not all zero again.
-                if is_unused(value) {
-                    return Ok(());
-                }
                 if is_unused(value) {
                     return Ok(());
                 }
@@ -312,7 +320,13 @@ impl DataPlane {
                 let before = copied[usize::from(port)];
                 let concerns = |claim: Claim| claim.is(State::Established);
                 if value.claim != before && (concerns(value.claim()) || concerns(Claim(before))) {
-                    moved.push((number, port, before, value));
+                    let mut forward = Forward::new_zeroed();
+                    let index = PORT_TABLE_SLOTS + u32::from(port);
+                    old.each_of(name::PORTS, index..index + 1, |_, value| {
+                        forward = convert(&half, value);
+                        Ok(())
+                    })?;
+                    moved.push((number, port, before, value, forward));
                 }
                 Ok(())
             })?;
@@ -320,13 +334,13 @@ impl DataPlane {
         if moved.is_empty() {
             return Ok(0);
         }
-        let mut forward = BTreeMap::new();
+        let mut entries = BTreeMap::new();
         migration.flows.each(name::FLOWS, |k, value| {
-            forward.insert(convert::<FlowKey>(&key, k), convert::<Flow>(&flow, value));
+            entries.insert(convert::<FlowKey>(&key, k), convert::<Flow>(&flow, value));
             Ok(())
         })?;
         let mut changed = 0;
-        for (number, port, before, value) in moved {
+        for (number, port, before, value, forward) in moved {
             let before = Claim(before);
             // A packet that came since has moved it on: then that is so.
             let untouched = self.tables.get(&number).is_some_and(|table| table.claim(port) == before);
@@ -334,7 +348,8 @@ impl DataPlane {
                 continue;
             }
             if value.claim().is(State::Established) {
-                changed += usize::from(self.establish(number, port, before, &value, &forward)?);
+                let halves = (&value, &forward);
+                changed += usize::from(self.establish(number, port, before, halves, &entries)?);
             } else if before.is(State::Established) {
                 changed += usize::from(self.take_out(number, port)?);
             }
@@ -348,8 +363,8 @@ impl DataPlane {
         number: u16,
         port: u16,
         before: Claim,
-        record: &Record,
-        forward: &BTreeMap<FlowKey, Flow>,
+        (record, forward): (&Record, &Forward),
+        entries: &BTreeMap<FlowKey, Flow>,
     ) -> Result<bool, Error> {
         let Some(service) = self.actual.backends.get(&number).map(|backend| backend.service) else {
             return Ok(false);
@@ -357,13 +372,13 @@ impl DataPlane {
         let key = FlowKey { client: record.client, port: record.client_port, service };
         let claim = record.claim();
         let of_slot = |flow: &&Flow| flow.is_of(number, lb_common::addr::Port::new(port), claim.generation());
-        let Some(flow) = forward.get(&key).filter(of_slot) else { return Ok(false) };
+        let Some(flow) = entries.get(&key).filter(of_slot) else { return Ok(false) };
         let Some(table) = self.tables.get(&number) else { return Ok(false) };
         let claiming = Claim::new(State::Claiming, claim.generation());
         if !table.change(port, before, claiming) {
             return Ok(false);
         }
-        table.fill(port, record);
+        table.fill(port, record, forward);
         if let Err(error) = self.maps.flows.insert(key, flow, 0) {
             table.free(port, claiming);
             return Err(Error::map(name::FLOWS)(error));
@@ -403,26 +418,49 @@ impl RawMap {
     fn each(
         &self,
         map: &'static str,
+        see: impl FnMut(&[u8], &[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.each_from(map, None, usize::MAX, see)
+    }
+
+    /// These elements of an array.
+    fn each_of(
+        &self,
+        map: &'static str,
+        indices: Range<u32>,
+        see: impl FnMut(&[u8], &[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        // The cursor of an array is the index before.
+        self.each_from(map, indices.start.checked_sub(1), indices.len(), see)
+    }
+
+    fn each_from(
+        &self,
+        map: &'static str,
+        mut cursor: Option<bpf::Cursor>,
+        mut left: usize,
         mut see: impl FnMut(&[u8], &[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        const BATCH: usize = 8192;
-        let (mut keys, mut values) = (vec![0; BATCH * self.key], vec![0; BATCH * self.value]);
-        let mut cursor = None;
-        loop {
-            // SAFETY: the buffers have room for `BATCH` keys and values of the sizes that the kernel itself says.
+        let batch = left.min(8192);
+        let (mut keys, mut values) = (vec![0; batch * self.key], vec![0; batch * self.value]);
+        while left > 0 {
+            let count = left.min(batch);
+            // SAFETY: the buffers have room for `count` keys and values of the sizes that the kernel itself says.
             let (found, next) = unsafe {
-                bpf::lookup_batch_octets(self.map.fd().as_fd(), cursor, BATCH, &mut keys, &mut values)
+                bpf::lookup_batch_octets(self.map.fd().as_fd(), cursor, count, &mut keys, &mut values)
             }
             .map_err(Error::call("read", map))?;
             let entries = keys.chunks_exact(self.key).zip(values.chunks_exact(self.value));
             for (key, value) in entries.take(found) {
                 see(key, value)?;
             }
+            left = left.saturating_sub(found);
             match next {
                 Some(next) => cursor = Some(next),
                 None => return Ok(()),
             }
         }
+        Ok(())
     }
 }
 

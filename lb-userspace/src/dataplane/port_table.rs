@@ -14,10 +14,10 @@ use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type};
 use lb_common::{
     addr::Mac,
     claim::{Claim, State},
-    maps::{ClientRoute, PORT_TABLE_SLOTS, Record, name},
+    maps::{ClientRoute, Forward, Gate, PORT_TABLE_LEN, PORT_TABLE_SLOTS, Record, name},
 };
 
-use zerocopy::IntoBytes as _;
+use zerocopy::{Immutable, IntoBytes};
 
 use super::{error::Error, shared::Shared};
 
@@ -25,6 +25,7 @@ use super::{error::Error, shared::Shared};
 #[derive(Debug)]
 pub(super) struct PortTable {
     records: Shared<Record>,
+    forwards: Shared<Forward>,
     /// Ports that are kept from flows, or will be when they are free.
     wanted: BTreeSet<u16>,
     /// Whether a flow still has one of these.
@@ -38,7 +39,7 @@ impl PortTable {
             bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
             size_of::<u32>() as u32,
             size_of::<Record>() as u32,
-            PORT_TABLE_SLOTS,
+            PORT_TABLE_LEN,
             BPF_F_MMAPABLE,
         );
         let map = MapData::create(definition, "port_table", None).map_err(Error::map(name::PORTS))?;
@@ -49,9 +50,12 @@ impl PortTable {
 
     /// Opens a table that exists.
     pub(super) fn open(map: &MapData) -> Result<Self, Error> {
-        let failed = Error::call("map into memory", name::PORTS);
-        let records = Shared::new(map.fd().as_fd(), PORT_TABLE_SLOTS as usize).map_err(failed)?;
-        let mut table = Self { records, wanted: BTreeSet::new(), waits: false };
+        let slots = PORT_TABLE_SLOTS as usize;
+        let records = Shared::new(map.fd().as_fd(), slots);
+        let records = records.map_err(Error::call("map into memory", name::PORTS))?;
+        let forwards = Shared::part(map.fd().as_fd(), slots, slots);
+        let forwards = forwards.map_err(Error::call("map into memory", name::PORTS))?;
+        let mut table = Self { records, forwards, wanted: BTreeSet::new(), waits: false };
         table.wanted = table.ports().filter(|&port| table.claim(port).is(State::Reserved)).collect();
         Ok(table)
     }
@@ -154,15 +158,39 @@ impl PortTable {
         self.claim_word(port).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Writes all of a record but its claim, which must be this process's own in state `Claiming`.
-    pub(super) fn fill(&self, port: u16, record: &Record) {
-        const { assert!(offset_of!(Record, claim) == 0) };
-        for (place, word) in record.as_bytes().chunks_exact(8).enumerate().skip(1) {
-            let mut octets = [0; 8];
-            octets.copy_from_slice(word);
-            let word = u64::from_ne_bytes(octets);
-            self.records.u64(usize::from(port), place * 8).store(word, Ordering::Relaxed);
+    /// Writes both halves of a slot but its claim, which must be this process's own in state `Claiming`.
+    pub(super) fn fill(&self, port: u16, record: &Record, forward: &Forward) {
+        const { assert!(offset_of!(Record, claim) == 0 && offset_of!(Forward, gate) == 0) };
+        let index = usize::from(port);
+        // The gate first, and closed: nobody takes a former owner's established path into what follows.
+        let gate = self.forwards.u64(index, 0);
+        gate.store(Gate::closed(forward.gate().generation()).0, Ordering::Release);
+        for (place, word) in words(record).skip(1) {
+            self.records.u64(index, place * 8).store(word, Ordering::Relaxed);
         }
+        for (place, word) in words(forward).skip(1) {
+            self.forwards.u64(index, place * 8).store(word, Ordering::Relaxed);
+        }
+        gate.store(forward.gate, Ordering::Release);
+    }
+
+    /// The forward half of a slot, if it is of this generation's flow.
+    pub(super) fn forward(&self, port: u16, generation: u32) -> Option<Forward> {
+        let forward = self.forwards.read(usize::from(port));
+        (forward.gate().generation() == generation).then_some(forward)
+    }
+
+    /// When the client's last packet came, ns; 0 if the slot is not this generation's.
+    pub(super) fn client_last_seen(&self, port: u16, generation: u32) -> u64 {
+        self.forward(port, generation).map_or(0, |forward| forward.last_seen)
+    }
+
+    /// From here on every packet of this generation's flow leaves the established path.
+    pub(super) fn close(&self, port: u16, generation: u32) {
+        let (open, closed) = (Gate::open(generation).0, Gate::closed(generation).0);
+        let gate = self.forwards.u64(usize::from(port), offset_of!(Forward, gate));
+        // Where it is neither of the two the slot is another flow's, or it was closed before.
+        let _ = gate.compare_exchange(open, closed, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Frees a port if its claim still is what was read; whether it was.
@@ -173,6 +201,12 @@ impl PortTable {
     fn claim_word(&self, port: u16) -> &AtomicU64 {
         self.records.u64(usize::from(port), offset_of!(Record, claim))
     }
+}
+
+/// A value's words of 64 bits, with their places.
+fn words<T: IntoBytes + Immutable>(value: &T) -> impl Iterator<Item = (usize, u64)> {
+    let word = |octets: &[u8]| octets.try_into().map_or(0, u64::from_ne_bytes);
+    value.as_bytes().chunks_exact(8).map(word).enumerate()
 }
 
 /// The word of a record that holds the client's MAC and its first tag.

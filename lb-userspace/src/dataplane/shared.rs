@@ -34,7 +34,17 @@ impl<T: FromBytes + IntoBytes> Shared<T> {
     ///
     /// The kernel's: a map that is no mappable array, or that is smaller.
     pub(super) fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        Self::part(map, 0, len)
+    }
+
+    /// Maps the `len` elements of an array map that come after `first` others.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`]; those others must be whole pages.
+    pub(super) fn part(map: BorrowedFd<'_>, first: usize, len: usize) -> io::Result<Self> {
         let () = Self::IS_DENSE;
+        let offset = libc::off_t::try_from(first * size_of::<T>()).map_err(io::Error::other)?;
         // SAFETY: a new mapping, placed by the kernel; nothing that exists is touched.
         let base = unsafe {
             libc::mmap(
@@ -43,7 +53,7 @@ impl<T: FromBytes + IntoBytes> Shared<T> {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 map.as_raw_fd(),
-                0,
+                offset,
             )
         };
         match NonNull::new(base.cast::<T>()) {

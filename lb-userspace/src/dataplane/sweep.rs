@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    addr::Port,
     claim::{Claim, FREE_AT_ONCE, RESET, SYN_ACKED, State},
-    maps::{self, FlowKey, Load, name},
+    maps::{self, Load},
     nat::TIME_WAIT_NS,
 };
 use tracing::info;
@@ -19,7 +18,7 @@ use super::{
     forward::Forward,
     leaving::Leaving,
     loads::Drift,
-    maps::{Maps, is_absent},
+    maps::Maps,
     port_table::PortTable,
     resets::{self, Reason, Slot},
 };
@@ -101,7 +100,9 @@ impl DataPlane {
             *self.sweeper.unanswered.entry(number).or_default() += pass.unanswered;
             for (port, claim) in pass.silent.into_iter().filter(|_| self.is_owner) {
                 let slot = Slot { backend: number, service, port };
-                let silent = is_silent(&self.maps, table, slot, claim, now_ns.saturating_sub(idle_ns))?;
+                let since_ns = now_ns.saturating_sub(idle_ns);
+                // The client was silent too.
+                let silent = table.client_last_seen(port, claim.generation()) <= since_ns;
                 let ended =
                     silent && self.resets.end(&mut self.maps, table, slot, claim, Reason::Idle, now_ns);
                 report.idle_ended += u32::from(ended);
@@ -179,6 +180,7 @@ impl DataPlane {
             let claim = table.claim(port);
             let record = table.flow(port);
             if claim.is(State::Established) && table.change(port, claim, claim.after(RESET)) {
+                table.close(port, claim.generation());
                 count_out(&self.maps, number, backend.service);
                 if let Some(record) = record {
                     clients::leave(&mut self.maps, record.client, backend.service)?;
@@ -221,20 +223,6 @@ const fn rest_ns(claim: Claim) -> Option<u64> {
         Some(if claim.has(FREE_AT_ONCE) { LAST_PACKETS_NS } else { TIME_WAIT_NS })
     } else {
         None
-    }
-}
-
-/// Whether the client of an established flow was silent too.
-fn is_silent(maps: &Maps, table: &PortTable, slot: Slot, claim: Claim, since_ns: u64) -> Result<bool, Error> {
-    let Some(record) = table.flow(slot.port) else { return Ok(false) };
-    let key = FlowKey { client: record.client, port: record.client_port, service: slot.service };
-    match maps.flows.get(&key, 0) {
-        Ok(flow) => {
-            let ours = flow.is_of(slot.backend, Port::new(slot.port), claim.generation());
-            Ok(!ours || flow.last_seen <= since_ns)
-        }
-        Err(error) if is_absent(&error) => Ok(true),
-        Err(error) => Err(Error::map(name::FLOWS)(error)),
     }
 }
 

@@ -6,7 +6,7 @@ use lb_common::{
     addr::{Addr, Mac, Port},
     claim::{BACKEND_FIN, BACKEND_FIN_ACKED, CLIENT_FIN, CLIENT_FIN_ACKED, RESET, SYN_ACKED, State},
     maps::{
-        FLOW_CLOSING, FLOW_COPIED, FLOW_DSR, Flow, FlowKey, Record, ReturnKey, SERVICE_DSR, age_ns,
+        FLOW_COPIED, FLOW_DSR, Flow, FlowKey, Forward, Gate, Record, ReturnKey, SERVICE_DSR, age_ns,
         age_stamp, name,
     },
 };
@@ -54,15 +54,10 @@ impl Source for DataPlane {
 
     fn flow(&self, table: u16, port: u16) -> Option<FlowState> {
         let record = self.tables.get(&table)?.flow(port)?;
-        let service = self.actual.backends.get(&table)?.service;
         if !record.claim().is(State::Established) {
             return None;
         }
-        let key = FlowKey { client: record.client, port: record.client_port, service };
-        let forward = self.maps.flows.get(&key, 0).ok()?;
-        if !forward.is_of(table, Port::new(port), record.claim().generation()) {
-            return None;
-        }
+        let forward = self.tables.get(&table)?.forward(port, record.claim().generation())?;
         Some(FlowState {
             client: SocketAddr::new(record.client.to_ip(), record.client_port.get()),
             nat_port: port,
@@ -140,6 +135,10 @@ impl DataPlane {
             return Ok(Installed::Conflict);
         }
         let now = monotonic_ns();
+        let flags = u64::from(flow.flags) & TOLD;
+        let begun = now.saturating_sub(flow.age_ms.saturating_mul(1_000_000));
+        let generation = claim.generation();
+        let gate = if flags & FINS == 0 { Gate::open(generation) } else { Gate::closed(generation) };
         table.fill(
             flow.nat_port,
             &Record {
@@ -156,24 +155,24 @@ impl DataPlane {
                 edge: flow.by_backend.1,
                 client_edge: flow.client_edge,
             },
+            &Forward {
+                gate: gate.0,
+                last_seen: now,
+                client: client.0,
+                client_port: client.1,
+                service: backend.service,
+                epoch: backend.epoch,
+                last_ack: flow.by_client.0,
+                edge: flow.by_client.1,
+                since: age_stamp(begun),
+                // The first packet's is learned.
+                client_mac: Mac::UNKNOWN,
+                flags: FLOW_COPIED | if is_dsr { FLOW_DSR } else { 0 },
+                reserved: 0,
+            },
         );
-        let flags = u64::from(flow.flags) & TOLD;
-        let closing = if flags & FINS != 0 { FLOW_CLOSING } else { 0 };
-        let begun = now.saturating_sub(flow.age_ms.saturating_mul(1_000_000));
-        let forward = Flow {
-            last_seen: now,
-            generation: claim.generation(),
-            epoch: backend.epoch,
-            last_ack: flow.by_client.0,
-            edge: flow.by_client.1,
-            since: age_stamp(begun),
-            backend: number,
-            nat_port: Port::new(flow.nat_port),
-            // The first packet's is learned.
-            client_mac: Mac::UNKNOWN,
-            flags: FLOW_COPIED | closing | if is_dsr { FLOW_DSR } else { 0 },
-        };
-        if let Err(error) = self.maps.flows.insert(key, forward, 0) {
+        let entry = Flow::new(number, Port::new(flow.nat_port), generation, 0);
+        if let Err(error) = self.maps.flows.insert(key, entry, 0) {
             table.free(flow.nat_port, claim);
             return Err(Error::map(name::FLOWS)(error));
         }
@@ -200,6 +199,7 @@ impl DataPlane {
         if !claim.is(State::Established) || !table.change(port, claim, claim.after(RESET)) {
             return Ok(false);
         }
+        table.close(port, claim.generation());
         count(&self.maps, number, service, -1);
         let key = FlowKey { client: record.client, port: record.client_port, service };
         if let Some(forward) = self.forward_entry(&key)?

@@ -19,6 +19,7 @@ use lb_common::{
     hash::Seed,
     maps::*,
     nat,
+    shortcut::Bucket,
 };
 use lb_core::reconcile::{Member, Table};
 use zerocopy::FromZeros as _;
@@ -58,6 +59,7 @@ impl Program {
             .map_max_entries(name::FLOWS, flows_capacity(max_flows))
             .map_max_entries(name::CLIENTS, flows_capacity(max_flows))
             .map_max_entries(name::HALF_OPEN, half_open_capacity(max_flows))
+            .map_max_entries(name::SHORTCUTS, shortcuts_capacity(max_flows))
             .load(object)
             .unwrap_or_else(|error| panic!("the object does not load: {error:?}"));
         for (name, _) in [(program::ENTRY, 0)].into_iter().chain(program::TAIL_CALLED) {
@@ -97,7 +99,7 @@ impl Program {
     pub fn service(&mut self, number: u16, vip: impl Into<IpAddr>, port: u16, flags: u16) {
         let (vip, port) = (Addr::from(vip.into()), Port::new(port));
         self.filter.add_address(&vip);
-        self.filter.add_port(port);
+        self.filter.add_service(&ServiceKey::new(vip, port), number);
         let filter = self.filter;
         self.array(name::FILTER).set(0, filter, 0).expect("set");
         self.answer_for(vip);
@@ -141,15 +143,16 @@ impl Program {
             hop: NextHop { ifindex: IFINDEX, mac: BACKEND_MAC, source_mac: OWN_MAC, tags: [0; 2] },
             flags: BACKEND_USED,
         };
+        let key = ReturnKey::new(backend.source, backend.address, backend.port);
         self.filter.add_address(&backend.source);
+        self.filter.add_return(&key, number);
         let filter = self.filter;
         self.array(name::FILTER).set(0, filter, 0).expect("set");
         self.set_backend(number, backend);
-        let table = Array::<MapData, Record>::create(PORT_TABLE_SLOTS, BPF_F_MMAPABLE).expect("a port table");
+        let table = Array::<MapData, Record>::create(PORT_TABLE_LEN, BPF_F_MMAPABLE).expect("a port table");
         let mut ports: ArrayOfMaps<_, Array<MapData, Record>> =
             self.ebpf.map_mut(name::PORTS).expect("ports").try_into().expect("an array of maps");
         ports.set(u32::from(number), &table, 0).expect("set");
-        let key = ReturnKey::new(backend.source, backend.address, backend.port);
         self.hash(name::RETURNS).insert(key, u32::from(number), 0).expect("insert");
     }
 
@@ -258,8 +261,30 @@ impl Program {
         self.port_table(backend).set(u32::from(port), record, 0).expect("set");
     }
 
-    fn port_table(&mut self, backend: u16) -> Array<MapData, Record> {
-        let ports: ArrayOfMaps<_, Array<MapData, Record>> =
+    pub fn forward(&mut self, backend: u16, port: u16) -> Forward {
+        self.port_table(backend).get(&(PORT_TABLE_SLOTS + u32::from(port)), 0).expect("get")
+    }
+
+    pub fn set_forward(&mut self, backend: u16, port: u16, forward: Forward) {
+        self.port_table(backend).set(PORT_TABLE_SLOTS + u32::from(port), forward, 0).expect("set");
+    }
+
+    /// The forward half of the slot that a client's flow has.
+    pub fn forward_of(&mut self, key: &FlowKey) -> Option<Forward> {
+        let flow = self.flow(key).or_else(|| self.half_open(key))?;
+        Some(self.forward(flow.backend, flow.nat_port.get()))
+    }
+
+    /// Forgets every shortcut, as if other flows had taken their places.
+    pub fn forget_shortcuts(&mut self) {
+        let mut shortcuts: Array<_, Bucket> = self.array(name::SHORTCUTS);
+        for bucket in 0..shortcuts.len() {
+            shortcuts.set(bucket, 0, 0).expect("set");
+        }
+    }
+
+    fn port_table<H: aya::Pod>(&mut self, backend: u16) -> Array<MapData, H> {
+        let ports: ArrayOfMaps<_, Array<MapData, H>> =
             self.ebpf.map_mut(name::PORTS).expect("ports").try_into().expect("an array of maps");
         ports.get(&u32::from(backend), 0).expect("a port table")
     }

@@ -25,7 +25,7 @@ use lb_common::{
     claim::{Claim, State},
     counters::Counters,
     maps::{
-        Backend, ClientKey, ClientLoad, Flow, FlowKey, Interface, LOAD_TOTAL, Load, NextHop,
+        Backend, ClientKey, ClientLoad, Flow, FlowKey, Forward, Interface, LOAD_TOTAL, Load, NextHop,
         PORT_TABLE_SLOTS, Record, load_of_backend, load_of_service, name,
     },
     tcp::{ACK, FIN, PSH, RST, SYN},
@@ -242,6 +242,7 @@ fn exercised(counters: &Counters) {
 
 struct Maps {
     ports: ArrayOfMaps<MapData, Array<MapData, Record>>,
+    forwards: ArrayOfMaps<MapData, Array<MapData, Forward>>,
     flows: HashMap<MapData, FlowKey, Flow>,
     half_open: HashMap<MapData, FlowKey, Flow>,
     clients: HashMap<MapData, ClientKey, ClientLoad>,
@@ -263,6 +264,7 @@ fn open(sandbox: &Sandbox) -> (DataPlane, Maps) {
     let map = |name| Map::from_map_data(MapData::from_pin(sandbox.pin(name)).unwrap()).unwrap();
     let maps = Maps {
         ports: map(name::PORTS).try_into().unwrap(),
+        forwards: map(name::PORTS).try_into().unwrap(),
         flows: map(name::FLOWS).try_into().unwrap(),
         half_open: map(name::HALF_OPEN).try_into().unwrap(),
         clients: map(name::CLIENTS).try_into().unwrap(),
@@ -329,6 +331,12 @@ impl Maps {
                 let is = (number, Port::new(port as u16), claim.generation());
                 assert_eq!(named, is, "{key:?}: the forward entry names another record");
                 assert!(self.half_open.get(&key, 0).is_err(), "{key:?} is in both hashes");
+                let half = self.forwards.get(&number.into(), 0).unwrap();
+                let half = half.get(&(PORT_TABLE_SLOTS + port), 0).unwrap();
+                let owner = (half.client, half.client_port, half.service, half.gate().generation());
+                let is = (key.client, key.port, key.service, claim.generation());
+                assert_eq!(owner, is, "{key:?}: the forward half is another flow's");
+                assert!(!half.gate().is_open() || claim.is_plain_established(), "{key:?}: it is closing");
             }
         }
         let total: i64 = established.iter().sum();

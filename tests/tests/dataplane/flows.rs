@@ -9,8 +9,8 @@ use lb_common::{
     addr::{Addr, Mac, Port},
     claim::{self, Claim, FREE_AT_ONCE, State},
     maps::{
-        self, BACKEND_LEAVING, Backend, ClientRoute, Flow, FlowKey, LOAD_TOTAL, Load, Record,
-        load_of_backend, name,
+        self, BACKEND_LEAVING, Backend, ClientRoute, Flow, FlowKey, Forward, Gate, LOAD_TOTAL, Load,
+        PORT_TABLE_SLOTS, Record, load_of_backend, name,
     },
 };
 use lb_core::reconcile::Prefix;
@@ -310,6 +310,7 @@ fn a_drained_backends_flows_are_reset_at_the_drain_timeout_and_its_number_stays(
 /// The maps, as the data plane would write them.
 pub(super) struct Maps {
     ports: ArrayOfMaps<MapData, Array<MapData, Record>>,
+    forwards: ArrayOfMaps<MapData, Array<MapData, Forward>>,
     pub(super) flows: HashMap<MapData, FlowKey, Flow>,
     pub(super) loads: Array<MapData, Load>,
     backends: Array<MapData, Backend>,
@@ -325,6 +326,7 @@ pub(super) fn pinned(sandbox: &Sandbox) -> Maps {
     let map = |name| Map::from_map_data(MapData::from_pin(sandbox.pin(name)).unwrap()).unwrap();
     Maps {
         ports: map(name::PORTS).try_into().unwrap(),
+        forwards: map(name::PORTS).try_into().unwrap(),
         flows: map(name::FLOWS).try_into().unwrap(),
         loads: map(name::LOADS).try_into().unwrap(),
         backends: map(name::BACKENDS).try_into().unwrap(),
@@ -352,20 +354,28 @@ impl Maps {
         self.table(backend).get(&port.into(), 0).unwrap()
     }
 
+    /// Writes the forward half of a flow's slot, and its forward entry.
     pub(super) fn forward(&mut self, backend: u16, port: u16, last_seen: u64) {
-        let flow = Flow {
+        let forward = Forward {
+            gate: Gate::open(1).0,
             last_seen,
-            generation: 1,
+            client: CLIENT.into(),
+            client_port: Port::new(port),
+            service: 0,
             epoch: 0,
             last_ack: 0,
             edge: 0,
             since: 0,
-            backend,
-            nat_port: Port::new(port),
             client_mac: Mac::UNKNOWN,
             flags: 0,
+            reserved: 0,
         };
-        self.flows.insert(key(port), flow, 0).unwrap();
+        self.forwards.get(&backend.into(), 0).unwrap().set(half(port), forward, 0).unwrap();
+        self.flows.insert(key(port), Flow::new(backend, Port::new(port), 1, 0), 0).unwrap();
+    }
+
+    pub(super) fn forward_of(&self, backend: u16, port: u16) -> Forward {
+        self.forwards.get(&backend.into(), 0).unwrap().get(&half(port), 0).unwrap()
     }
 
     fn backend(&self, number: u32) -> Backend {
@@ -375,6 +385,11 @@ impl Maps {
     fn table(&self, backend: u16) -> Array<MapData, Record> {
         self.ports.get(&backend.into(), 0).unwrap()
     }
+}
+
+/// Where the forward half of a slot lies.
+fn half(port: u16) -> u32 {
+    PORT_TABLE_SLOTS + u32::from(port)
 }
 
 pub(super) fn key(port: u16) -> FlowKey {

@@ -5,7 +5,7 @@ use std::fs;
 use etcd_lb::dataplane::monotonic_ns;
 use lb_common::{
     claim::{Claim, State},
-    maps::{LOAD_TOTAL, Load, load_of_backend, load_of_service, name},
+    maps::{Gate, LOAD_TOTAL, Load, load_of_backend, load_of_service, name},
 };
 
 use super::{
@@ -50,6 +50,8 @@ fn assert_flows(maps: &Maps, flows: &[(u16, u16)]) {
         assert!(record.claim().is(State::Established), "{backend} {port}: {record:?}");
         let flow = maps.flows.get(&key(port), 0).unwrap();
         assert!(flow.is_of(backend, record.client_port, record.claim().generation()), "{flow:?}");
+        let half = maps.forward_of(backend, port);
+        assert_eq!((half.gate, half.client_port), (Gate::open(1).0, record.client_port));
     }
     assert_eq!(maps.flows.keys().count(), flows.len());
 }

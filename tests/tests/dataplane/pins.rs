@@ -59,7 +59,7 @@ fn a_map_with_a_smaller_value_is_refused_untouched() {
         let smaller = HashMap::<MapData, FlowKey, u64>::create(5120, 0).unwrap();
         smaller.pin(sandbox.pin(name::FLOWS)).unwrap();
         let error = refused(sandbox, MAX_FLOWS);
-        assert!(error.contains("map `flows`: value size 8, this version needs 40"), "{error}");
+        assert!(error.contains("map `flows`: value size 8, this version needs 12"), "{error}");
     });
 }
 

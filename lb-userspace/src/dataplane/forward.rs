@@ -51,12 +51,16 @@ impl Forward {
         let read = unsafe { bpf::lookup_batch(map, self.cursor, &mut self.keys, &mut self.values) };
         let (count, next) = read.map_err(Error::call("list", name::FLOWS))?;
         self.cursor = next;
+        // In the order of the tables, which are costly to look at out of order.
+        let mut found: Vec<_> = self.keys.iter().zip(&self.values).take(count).collect();
+        found.sort_unstable_by_key(|(_, flow)| (flow.backend, flow.nat_port.get()));
         let mut gone = 0;
-        for (key, flow) in self.keys.iter().zip(&self.values).take(count) {
+        for (key, flow) in found {
             if is_stale(tables, flow, now_ns) {
                 gone += usize::from(remove(maps, key, flow)?);
             }
         }
+        tables.values().for_each(PortTable::close);
         Ok(gone)
     }
 }

@@ -6,7 +6,7 @@
 //! | `load.rs`, `layout.rs`, `pins.rs`, `privilege.rs` | start: what is pinned, whether it fits, loading on it |
 //! | `links.rs`, `device.rs`, `foreign.rs` | attaching to interfaces; what else is there |
 //! | `apply.rs`, `maps.rs` | the policy maps, written by the plan of [`lb_core::reconcile`] and by nothing else |
-//! | `port_table.rs`, `shared.rs` | port tables and other maps in memory |
+//! | `port_table.rs`, `windows.rs`, `shared.rs` | port tables and other maps in memory |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
 //! | `explain.rs` | which backend a new flow would go to |
 //! | `resets.rs`, `farewell.rs`, `raw_socket.rs` | ending flows, and telling both ends |
@@ -57,6 +57,7 @@ mod sweep;
 mod sync;
 mod told;
 mod ways;
+mod windows;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

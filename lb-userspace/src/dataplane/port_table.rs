@@ -19,13 +19,13 @@ use lb_common::{
 
 use zerocopy::{Immutable, IntoBytes};
 
-use super::{error::Error, shared::Shared};
+use super::{error::Error, windows::Windows};
 
 /// The NAT ports of one (source address, backend).
 #[derive(Debug)]
 pub(super) struct PortTable {
-    records: Shared<Record>,
-    forwards: Shared<Forward>,
+    records: Windows<Record>,
+    forwards: Windows<Forward>,
     /// Ports that are kept from flows, or will be when they are free.
     wanted: BTreeSet<u16>,
     /// Whether a flow still has one of these.
@@ -51,9 +51,9 @@ impl PortTable {
     /// Opens a table that exists.
     pub(super) fn open(map: &MapData) -> Result<Self, Error> {
         let slots = PORT_TABLE_SLOTS as usize;
-        let records = Shared::new(map.fd().as_fd(), slots);
+        let records = Windows::new(map.fd().as_fd(), 0, slots);
         let records = records.map_err(Error::call("map into memory", name::PORTS))?;
-        let forwards = Shared::part(map.fd().as_fd(), slots, slots);
+        let forwards = Windows::new(map.fd().as_fd(), slots, slots);
         let forwards = forwards.map_err(Error::call("map into memory", name::PORTS))?;
         let mut table = Self { records, forwards, wanted: BTreeSet::new(), waits: false };
         table.wanted = table.ports().filter(|&port| table.claim(port).is(State::Reserved)).collect();
@@ -93,20 +93,19 @@ impl PortTable {
         }
     }
 
-    /// Every port.
-    #[expect(clippy::unused_self, reason = "reads as a property of the table")]
-    pub(super) fn ports(&self) -> std::ops::RangeInclusive<u16> {
-        0..=u16::MAX
+    /// Every port. Looked at in this order, the table is read at about memory's speed.
+    pub(super) fn ports(&self) -> Ports<'_> {
+        Ports { table: self, left: 0..=u16::MAX }
     }
 
     /// The claim of a port, as it is now.
     pub(super) fn claim(&self, port: u16) -> Claim {
-        Claim(self.claim_word(port).load(Ordering::Acquire))
+        Claim(self.u64(port, offset_of!(Record, claim), |word| word.load(Ordering::Acquire)))
     }
 
     /// When the backend's last packet came, ns.
     pub(super) fn last_seen(&self, port: u16) -> u64 {
-        self.records.u64(usize::from(port), offset_of!(Record, last_seen)).load(Ordering::Relaxed)
+        self.u64(port, offset_of!(Record, last_seen), |word| word.load(Ordering::Relaxed))
     }
 
     /// The record of a live flow; `None` if there is none, or if it changed while it was read.
@@ -119,7 +118,7 @@ impl PortTable {
 
     /// The backend's epoch when the flow of a port was made.
     pub(super) fn epoch(&self, port: u16) -> u32 {
-        self.records.u32(usize::from(port), offset_of!(Record, epoch)).load(Ordering::Relaxed)
+        self.records.u32(usize::from(port), offset_of!(Record, epoch), |word| word.load(Ordering::Relaxed))
     }
 
     /// Sends a flow's packets to its client by a router, if its record still says what was read; whether that is news.
@@ -127,35 +126,42 @@ impl PortTable {
         if (was.ifindex, was.client_mac) == (route.ifindex, route.mac) {
             return false;
         }
-        let index = usize::from(port);
-        let ifindex = self.records.u32(index, offset_of!(Record, ifindex));
-        let mac = self.records.u64(index, offset_of!(Record, client_mac));
-        let (old, new) = (mac_word(was.client_mac, was.outer_tag), mac_word(route.mac, was.outer_tag));
         let (acquire, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
+        let turn = |old, new| {
+            let at = (usize::from(port), offset_of!(Record, ifindex));
+            self.records.u32(at.0, at.1, |word| word.compare_exchange(old, new, acquire, relaxed)).is_ok()
+        };
+        let lead = |old, new| {
+            let at = offset_of!(Record, client_mac);
+            self.u64(port, at, |word| word.compare_exchange(old, new, acquire, relaxed)).is_ok()
+        };
+        let (old, new) = (mac_word(was.client_mac, was.outer_tag), mac_word(route.mac, was.outer_tag));
         // What somebody else has changed meanwhile is left to the next sweep.
-        let turned = ifindex.compare_exchange(was.ifindex, route.ifindex, acquire, relaxed).is_ok();
-        let done = mac.compare_exchange(old, new, acquire, relaxed).is_ok();
+        let turned = turn(was.ifindex, route.ifindex);
+        let done = lead(old, new);
         if self.claim(port).generation() == was.claim().generation() {
             return turned || done;
         }
         // The slot went to another flow just now. If that had written the new way by itself, the next sweep does it again.
         if turned {
-            let _ = ifindex.compare_exchange(route.ifindex, was.ifindex, acquire, relaxed);
+            turn(route.ifindex, was.ifindex);
         }
         if done {
-            let _ = mac.compare_exchange(new, old, acquire, relaxed);
+            lead(new, old);
         }
         false
     }
 
     /// From now on the port rests as if its backend had spoken at `now_ns`.
     pub(super) fn rest_from(&self, port: u16, now_ns: u64) {
-        self.records.u64(usize::from(port), offset_of!(Record, last_seen)).store(now_ns, Ordering::Relaxed);
+        self.u64(port, offset_of!(Record, last_seen), |word| word.store(now_ns, Ordering::Relaxed));
     }
 
     /// Changes a claim if it still is what was read; whether it was.
     pub(super) fn change(&self, port: u16, from: Claim, to: Claim) -> bool {
-        self.claim_word(port).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let (acquire, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
+        let at = offset_of!(Record, claim);
+        self.u64(port, at, |word| word.compare_exchange(from.0, to.0, acquire, relaxed)).is_ok()
     }
 
     /// Writes both halves of a slot but its claim, which must be this process's own in state `Claiming`.
@@ -163,15 +169,15 @@ impl PortTable {
         const { assert!(offset_of!(Record, claim) == 0 && offset_of!(Forward, gate) == 0) };
         let index = usize::from(port);
         // The gate first, and closed: nobody takes a former owner's established path into what follows.
-        let gate = self.forwards.u64(index, 0);
-        gate.store(Gate::closed(forward.gate().generation()).0, Ordering::Release);
+        let gate = |word| self.forwards.u64(index, 0, |gate| gate.store(word, Ordering::Release));
+        gate(Gate::closed(forward.gate().generation()).0);
         for (place, word) in words(record).skip(1) {
-            self.records.u64(index, place * 8).store(word, Ordering::Relaxed);
+            self.u64(port, place * 8, |to| to.store(word, Ordering::Relaxed));
         }
         for (place, word) in words(forward).skip(1) {
-            self.forwards.u64(index, place * 8).store(word, Ordering::Relaxed);
+            self.forwards.u64(index, place * 8, |to| to.store(word, Ordering::Relaxed));
         }
-        gate.store(forward.gate, Ordering::Release);
+        gate(forward.gate);
     }
 
     /// The forward half of a slot, if it is of this generation's flow.
@@ -186,11 +192,13 @@ impl PortTable {
     }
 
     /// From here on every packet of this generation's flow leaves the established path.
-    pub(super) fn close(&self, port: u16, generation: u32) {
+    pub(super) fn close_gate(&self, port: u16, generation: u32) {
         let (open, closed) = (Gate::open(generation).0, Gate::closed(generation).0);
-        let gate = self.forwards.u64(usize::from(port), offset_of!(Forward, gate));
+        let (acquire, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
         // Where it is neither of the two the slot is another flow's, or it was closed before.
-        let _ = gate.compare_exchange(open, closed, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self.forwards.u64(usize::from(port), offset_of!(Forward, gate), |gate| {
+            gate.compare_exchange(open, closed, acquire, relaxed)
+        });
     }
 
     /// Frees a port if its claim still is what was read; whether it was.
@@ -198,8 +206,34 @@ impl PortTable {
         self.change(port, claim, Claim::new(State::Free, claim.generation()))
     }
 
-    fn claim_word(&self, port: u16) -> &AtomicU64 {
-        self.records.u64(usize::from(port), offset_of!(Record, claim))
+    /// Lets go of the part of the table that is in memory, until it is looked at again. A walk does so as it ends.
+    pub(super) fn close(&self) {
+        self.records.close();
+        self.forwards.close();
+    }
+
+    fn u64<R>(&self, port: u16, offset: usize, work: impl FnOnce(&AtomicU64) -> R) -> R {
+        self.records.u64(usize::from(port), offset, work)
+    }
+}
+
+/// A walk over a table's ports; once it has ended, nothing of the table stays in memory.
+pub(super) struct Ports<'a> {
+    table: &'a PortTable,
+    left: std::ops::RangeInclusive<u16>,
+}
+
+impl Iterator for Ports<'_> {
+    type Item = u16;
+
+    fn next(&mut self) -> Option<u16> {
+        self.left.next()
+    }
+}
+
+impl Drop for Ports<'_> {
+    fn drop(&mut self) {
+        self.table.close();
     }
 }
 

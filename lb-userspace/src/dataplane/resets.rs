@@ -204,7 +204,7 @@ impl Resets {
             }
             held = table.claim(slot.port);
         };
-        table.close(slot.port, claim.generation());
+        table.close_gate(slot.port, claim.generation());
         table.rest_from(slot.port, now_ns);
         count_out(maps, slot.backend, slot.service);
         if let Err(error) = clients::leave(maps, record.client, slot.service) {

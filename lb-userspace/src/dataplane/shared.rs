@@ -37,11 +37,11 @@ impl<T: FromBytes + IntoBytes> Shared<T> {
         Self::part(map, 0, len)
     }
 
-    /// Maps the `len` elements of an array map that come after `first` others.
+    /// Maps `len` elements from `first` on, which is where a page begins.
     ///
     /// # Errors
     ///
-    /// As [`Self::new`]; those others must be whole pages.
+    /// As [`Self::new`].
     pub(super) fn part(map: BorrowedFd<'_>, first: usize, len: usize) -> io::Result<Self> {
         let () = Self::IS_DENSE;
         let offset = libc::off_t::try_from(first * size_of::<T>()).map_err(io::Error::other)?;
@@ -62,6 +62,11 @@ impl<T: FromBytes + IntoBytes> Shared<T> {
             }
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// How many elements there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 
     /// A copy of an element, as it is now. The data plane may change it meanwhile, so fields need not belong together.
@@ -106,7 +111,7 @@ impl<T: FromBytes + IntoBytes> Shared<T> {
 
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        // SAFETY: the mapping that `new` made, with its length; no reference into it outlives `self`.
+        // SAFETY: the mapping that `part` made, with its length; no reference into it outlives `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len * size_of::<T>()) };
     }
 }

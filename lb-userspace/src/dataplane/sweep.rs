@@ -180,7 +180,7 @@ impl DataPlane {
             let claim = table.claim(port);
             let record = table.flow(port);
             if claim.is(State::Established) && table.change(port, claim, claim.after(RESET)) {
-                table.close(port, claim.generation());
+                table.close_gate(port, claim.generation());
                 count_out(&self.maps, number, backend.service);
                 if let Some(record) = record {
                     clients::leave(&mut self.maps, record.client, backend.service)?;

@@ -199,7 +199,7 @@ impl DataPlane {
         if !claim.is(State::Established) || !table.change(port, claim, claim.after(RESET)) {
             return Ok(false);
         }
-        table.close(port, claim.generation());
+        table.close_gate(port, claim.generation());
         count(&self.maps, number, service, -1);
         let key = FlowKey { client: record.client, port: record.client_port, service };
         if let Some(forward) = self.forward_entry(&key)?

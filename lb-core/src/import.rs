@@ -58,6 +58,9 @@ struct Service {
 struct Health {
     kind: Option<&'static str>,
     path: Option<String>,
+    expect_status: Option<u64>,
+    expect_body: Option<String>,
+    port: Option<u64>,
     /// Milliseconds.
     interval: Option<u64>,
     timeout: Option<u64>,
@@ -174,8 +177,13 @@ fn render_service(text: &mut String, service: &Service) {
         *text += "  # A check that only connects misses members that are frozen, learners or without a quorum. Better, with the\n  # \
                   files of a client of etcd: kind = \"etcd\", ca_file, cert_file, key_file\n";
     }
+    if health.kind == Some("etcd") && health.ca_file.is_none() {
+        *text += "  # Without ca_file the check speaks no TLS, and members that do are down: give it, and where they ask for client\n  # \
+                  certificates cert_file and key_file too.\n";
+    }
     let strings = [
         ("path", &health.path),
+        ("expect_body", &health.expect_body),
         ("ca_file", &health.ca_file),
         ("cert_file", &health.pem_file),
         ("key_file", &health.pem_file),
@@ -188,9 +196,15 @@ fn render_service(text: &mut String, service: &Service) {
             line(text, format_args!("  {key} = \"{ms}ms\"\n"));
         }
     }
-    for (key, value) in [("rise", health.rise), ("fall", health.fall)] {
-        if let Some(times) = value {
-            line(text, format_args!("  {key} = {times}\n"));
+    let numbers = [
+        ("expect_status", health.expect_status),
+        ("port", health.port),
+        ("rise", health.rise),
+        ("fall", health.fall),
+    ];
+    for (key, value) in numbers {
+        if let Some(value) = value {
+            line(text, format_args!("  {key} = {value}\n"));
         }
     }
     for backend in &service.backends {

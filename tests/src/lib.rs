@@ -47,6 +47,7 @@ pub mod stacked;
 pub mod state;
 pub mod tls;
 pub mod topology;
+pub mod typed;
 pub mod wait;
 
 pub use balancer::Balancer;

@@ -11,7 +11,6 @@ use std::{
     fs,
     io::ErrorKind,
     net::{SocketAddr, TcpStream},
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -19,8 +18,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use etcd_lb_tests::{
-    Balancer, CLIENT_PORT, Cluster, Fleet, Host, Lab, Role, Topology, VIP, balancer::binary,
-    config::secret_file, etcd::Setup, eventually, fleet::Options, guide, guide::Step, tls::ServerUse,
+    Balancer, CLIENT_PORT, Cluster, Fleet, Host, Lab, Role, Topology, VIP,
+    balancer::binary,
+    config::secret_file,
+    etcd::Setup,
+    eventually,
+    fleet::Options,
+    guide,
+    guide::Step,
+    tls::ServerUse,
+    typed::{in_the_guide, in_the_lab, shim},
 };
 
 const RUNBOOKS: &str = include_str!("../../docs/runbooks.md");
@@ -90,7 +97,7 @@ impl Scene {
             fs::create_dir(run.join(name)).unwrap();
             // What its operator has brought there.
             fs::copy(binary().unwrap(), run.join(name).join("etcd-lb")).unwrap();
-            shim(&run.join(format!("{name}-bin")), &program, &balancer);
+            shim(&run.join(format!("{name}-bin")), &program, &balancer).unwrap();
             let pki = &cluster.pki;
             paths.insert(
                 name.into(),
@@ -123,7 +130,7 @@ impl Scene {
         }
         for (name, balancer) in &mut nodes {
             let config = config(name);
-            balancer.write_config(&replaced(&config, &paths[name], false)).unwrap();
+            balancer.write_config(&in_the_lab(&config, &paths[name])).unwrap();
             balancer.run().unwrap();
         }
         eventually(LIMIT, "the pair is in sync", || {
@@ -278,7 +285,7 @@ impl Scene {
         let mut command: Command = host.command("bash");
         let pki = &self.cluster.pki;
         command
-            .args(["-c", &format!("exec 2>&1\n{}", replaced(&step.command, paths, false))])
+            .args(["-c", &format!("exec 2>&1\n{}", in_the_lab(&step.command, paths))])
             .current_dir(&directory)
             .env(
                 "PATH",
@@ -291,39 +298,15 @@ impl Scene {
             .env("ETCDCTL_KEY", &pki.client.key)
             .stdin(Stdio::null());
         let output = command.output()?;
-        let said = replaced(&String::from_utf8_lossy(&output.stdout), paths, true);
+        let said = in_the_guide(&String::from_utf8_lossy(&output.stdout), paths);
         println!("{}:{}# {}\n{said}", step.line, step.host, step.command);
         ensure!(output.status.success(), "{}: {said}", output.status);
         Ok(said)
     }
 }
 
-/// `etcd-lb` on a node: with the lab's socket and files where an operator's are the defaults.
-fn shim(directory: &Path, program: &Path, balancer: &Balancer) {
-    fs::create_dir(directory).unwrap();
-    let script = format!(
-        "#!/bin/sh\ncase \"$1 $#\" in\n'doctor 1'|'check-config 1') set -- \"$1\" {config};;\n'detach 1') set -- \"$1\" --config \
-         {config};;\nesac\nexec {program} --socket {socket} \"$@\"\n",
-        config = text(balancer.config()),
-        program = text(program),
-        socket = text(balancer.socket()),
-    );
-    let path = directory.join("etcd-lb");
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
-}
-
-fn replaced(text: &str, paths: &[(String, String)], back: bool) -> String {
-    paths.iter().fold(
-        text.to_owned(),
-        |text, (guide, lab)| {
-            if back { text.replace(lab, guide) } else { text.replace(guide, lab) }
-        },
-    )
 }
 
 /// A node's config as the guide has it: README's, and the sections of the pair.

@@ -238,3 +238,28 @@ fn flows_of_a_backend_that_is_added_later_come_then() {
     assert!(connected > 0.5, "the stream goes on");
     drop(streams);
 }
+
+/// The second node may be there before the first one, restarted for its new role, is active: it is told of the connections from
+/// before all the same.
+#[test]
+fn a_node_that_was_alone_tells_of_its_connections() {
+    let scene = Scene::pair("sync_alone");
+    let pair = |node: &str, other: &str, priority: u8| {
+        let hosts = (scene.lab.host(node), scene.lab.host(other));
+        scene.config(node).pair_text(hosts, priority, "1s", &scene.key)
+    };
+    let mut first = scene.start("lb1", &scene.config("lb1").text());
+    let mut streams: Vec<_> = (0..10).map(|_| scene.connect(CLIENT_PORT)).collect();
+    first.stop().unwrap();
+    first.write_config(&pair("lb1", "lb2", 200)).unwrap();
+    first.run().unwrap();
+    let second = scene.start("lb2", &pair("lb2", "lb1", 100));
+    wait_synced(&second);
+    println!("in sync, the first node is {}", first.status().unwrap()["role"]);
+    wait(&second, "all connections are known", |status| status["services"][0]["flows"] == 10);
+    wait(&first, "active", |status| status["role"] == "active");
+    streams.iter_mut().for_each(exchange);
+    first.cli(&["failover"]).unwrap();
+    wait(&second, "active", |status| status["role"] == "active");
+    streams.iter_mut().for_each(exchange);
+}

@@ -15,6 +15,7 @@ struct Pool {
     health: Health,
     /// Of `server` and `default-server`.
     checks: bool,
+    checks_by_tls: bool,
     backends: Vec<Backend>,
 }
 
@@ -89,17 +90,17 @@ pub(super) fn read(text: &str) -> Draft {
             _ => {
                 let known = match &section {
                     Section::None | Section::Defaults => false,
-                    Section::Front(place) => of_front(&mut fronts[*place], &words),
+                    Section::Front(place) => of_front(&mut fronts[*place], number, code, &words, &mut draft),
                     Section::Pool(name) => {
                         pools.get_mut(name).is_some_and(|pool| of_pool(pool, number, code, &words, &mut draft))
                     }
                     Section::Both(place, name) => {
-                        of_front(&mut fronts[*place], &words)
+                        of_front(&mut fronts[*place], number, code, &words, &mut draft)
                             || pools.get_mut(name).is_some_and(|pool| of_pool(pool, number, code, &words, &mut draft))
                     }
                 };
                 if !known {
-                    draft.unknown(number, code);
+                    unknown(&mut draft, number, code, &words);
                 }
             }
         }
@@ -108,6 +109,39 @@ pub(super) fn read(text: &str) -> Draft {
         serve(&mut draft, &front, &mut pools, timeout);
     }
     draft
+}
+
+/// Notes what has no counterpart, and what comes near it.
+fn unknown(draft: &mut Draft, number: usize, code: &str, words: &[&str]) {
+    match words {
+        ["log", ..] | ["option", "tcplog"] => draft.note(
+            number,
+            code,
+            "has no counterpart: the journal has what changes, `flow_log` who was connected",
+        ),
+        ["maxconn", ..] => {
+            draft.note(number, code, "has no counterpart: `max_flows` bounds all connections");
+        }
+        _ => draft.unknown(number, code),
+    }
+}
+
+impl Pool {
+    /// The kind of check, now that all lines are read, and what belongs to it.
+    fn settle(&mut self) {
+        let health = &mut self.health;
+        let by_http = health.kind == Some("http");
+        // What HAProxy asks by HTTP, etcd's own service answers better; but not on a port for metrics.
+        if self.checks_by_tls && !(by_http && health.port.is_some()) {
+            health.kind = Some("etcd");
+        }
+        if health.kind != Some("http") {
+            (health.path, health.expect_status, health.expect_body) = (None, None, None);
+        }
+        if !self.checks_by_tls {
+            (health.ca_file, health.pem_file) = (None, None);
+        }
+    }
 }
 
 /// Makes services of a frontend.
@@ -131,6 +165,7 @@ fn serve(draft: &mut Draft, front: &Front, pools: &mut BTreeMap<String, Pool>, t
         return;
     };
     pool.health.timeout = timeout.map(in_range);
+    pool.settle();
     if !pool.checks {
         draft.note(front.line, &front.name, "its servers are not checked; here every backend is");
     }
@@ -157,9 +192,18 @@ fn serve(draft: &mut Draft, front: &Front, pools: &mut BTreeMap<String, Pool>, t
     });
 }
 
-fn of_front(front: &mut Front, words: &[&str]) -> bool {
+fn of_front(front: &mut Front, number: usize, code: &str, words: &[&str], draft: &mut Draft) -> bool {
     match words {
-        ["bind", place, ..] => {
+        ["bind", place, options @ ..] => {
+            if options.contains(&"ssl") {
+                draft.note(
+                    number,
+                    code,
+                    "`ssl` has no counterpart: TLS passes through, clients see the members' certificates",
+                );
+            } else if !options.is_empty() {
+                draft.note(number, code, format!("`{}` has no counterpart", options.join(" ")));
+            }
             let found: Vec<_> = place.split(',').filter_map(bound).collect();
             front.binds.extend(&found);
             !found.is_empty()
@@ -181,6 +225,7 @@ fn bound(place: &str) -> Option<(Option<IpAddr>, u16)> {
 }
 
 fn of_pool(pool: &mut Pool, number: usize, code: &str, words: &[&str], draft: &mut Draft) -> bool {
+    let health = &mut pool.health;
     match words {
         ["balance", algorithm, ..] => {
             match *algorithm {
@@ -196,16 +241,32 @@ fn of_pool(pool: &mut Pool, number: usize, code: &str, words: &[&str], draft: &m
             true
         }
         ["option", "tcp-check"] => {
-            pool.health.kind = pool.health.kind.or(Some("tcp"));
+            health.kind = health.kind.or(Some("tcp"));
             true
         }
         ["option", "httpchk", rest @ ..] => {
-            pool.health.kind = Some("http");
-            pool.health.path = rest.iter().find(|word| word.starts_with('/')).map(|path| (*path).to_owned());
+            health.kind = Some("http");
+            health.path = rest.iter().find(|word| word.starts_with('/')).map(|path| (*path).to_owned());
             true
         }
         ["option", "tcplog" | "dontlognull" | "clitcpka" | "srvtcpka" | "redispatch"] => true,
-        ["http-check", "expect", "status", "200"] => true,
+        ["http-check", "expect", "status", status] => {
+            health.expect_status = status.parse().ok();
+            health.expect_status.is_some()
+        }
+        ["http-check", "expect", "string", text @ ..] => {
+            health.expect_body = Some(text.join(" ").replace("\\ ", " ").trim_matches('"').to_owned());
+            true
+        }
+        // A GET, as ours is; the version of HTTP does not matter.
+        ["http-check", "send", options @ ..] => {
+            let of = |name: &str| {
+                options.iter().position(|word| *word == name).and_then(|place| options.get(place + 1))
+            };
+            health.path = of("uri").map(|path| (*path).to_owned()).or(health.path.take());
+            of("meth").is_none_or(|method| *method == "GET")
+                && options.iter().all(|word| !["hdr", "body"].contains(word))
+        }
         ["default-server", options @ ..] => {
             server_options(pool, &mut Backend::default(), number, code, options, draft);
             true
@@ -248,11 +309,8 @@ fn server_options(
         let mut value = || words.next().copied().unwrap_or_default();
         match *word {
             "check" => pool.checks = true,
-            "check-ssl" => {
-                // What HAProxy asks by HTTP, etcd's own service answers better.
-                health.kind = Some("etcd");
-                health.path = None;
-            }
+            "check-ssl" => pool.checks_by_tls = true,
+            "port" => health.port = value().parse().ok(),
             "verify" => verifies = value() != "none",
             "ca-file" => health.ca_file = Some(value().to_owned()),
             "crt" => health.pem_file = Some(value().to_owned()),
@@ -261,7 +319,18 @@ fn server_options(
             "fall" => health.fall = value().parse().ok(),
             "weight" => backend.weight = value().parse().ok().filter(|weight| *weight > 0),
             "maxconn" => backend.max_connections = value().parse().ok(),
-            "fastinter" | "downinter" | "maxqueue" | "slowstart" | "on-error" | "sni" | "check-sni" => {
+            // Its checks speak TLS then, too.
+            "ssl" => {
+                pool.checks_by_tls = true;
+                draft.note(
+                    number,
+                    code,
+                    "`ssl` has no counterpart: TLS passes through, from the client to the member",
+                );
+            }
+            "addr" | "alpn" | "check-alpn" | "check-sni" | "cookie" | "downinter" | "error-limit"
+            | "fastinter" | "id" | "init-addr" | "maxqueue" | "observe" | "on-error" | "resolve-prefer"
+            | "resolvers" | "slowstart" | "sni" | "source" | "track" => {
                 let value = value();
                 draft.note(number, code, format!("`{word} {value}` has no counterpart"));
             }

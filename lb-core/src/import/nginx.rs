@@ -4,6 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Backend, Draft, Service};
 
+/// Options of `listen` that say nothing about connections.
+const LISTENS_HARMLESSLY: [&str; 3] = ["reuseport", "so_keepalive=on", "ipv6only=on"];
+
 #[derive(Default)]
 struct Upstream {
     algorithm: Option<&'static str>,
@@ -135,7 +138,16 @@ fn of_upstream(
 
 fn of_server(server: &mut Server, number: usize, text: &str, words: &[&str], draft: &mut Draft) -> bool {
     match words {
-        ["listen", place, ..] => {
+        ["listen", place, options @ ..] => {
+            if options.contains(&"ssl") {
+                draft.note(
+                    number,
+                    text,
+                    "`ssl` has no counterpart: TLS passes through, clients see the members' certificates",
+                );
+            } else if let Some(option) = options.iter().find(|option| !LISTENS_HARMLESSLY.contains(option)) {
+                draft.note(number, text, format!("`{option}` has no counterpart"));
+            }
             let found = match place.rsplit_once(':') {
                 Some((host, port)) => {
                     let host = host.trim_start_matches('[').trim_end_matches(']');

@@ -61,6 +61,47 @@ fn haproxy_with_checks_over_tls() {
 }
 
 #[test]
+fn haproxy_with_checks_of_the_metrics_port() {
+    let text = HAPROXY
+        .replace(
+            "option tcp-check",
+            "option httpchk\n    http-check send meth GET uri /health\n    http-check expect string true",
+        )
+        .replace("check inter 2s", "check port 2381 inter 2s");
+    let text = import(Kind::Haproxy, &text, &given(Some("10.0.1.100"))).unwrap();
+    for key in ["kind = \"http\"", "path = \"/health\"", "expect_body = \"true\"", "port = 2381"] {
+        assert!(text.contains(key), "{key} is not in\n{text}");
+    }
+    assert!(!text.contains("http-check") && !text.contains("2381`"), "{text}");
+    config(&text);
+}
+
+/// `verify none` is what most recipes have.
+#[test]
+fn haproxy_that_trusts_everyone() {
+    let text = HAPROXY
+        .replace("option tcp-check", "option httpchk GET /health")
+        .replace("check inter 2s", "check check-ssl verify none inter 2s");
+    let text = import(Kind::Haproxy, &text, &given(Some("10.0.1.100"))).unwrap();
+    assert!(text.contains("# Without ca_file") && text.contains("`verify none`: "), "{text}");
+    assert_eq!(config(&text).services[0].health.probe.kind(), HealthKind::Etcd);
+}
+
+#[test]
+fn a_proxy_that_ends_tls() {
+    let haproxy = HAPROXY
+        .replace("bind *:2379", "bind *:2379 ssl crt /vip.pem")
+        .replace("check inter", "ssl verify required ca-file /ca.crt crt /client.pem check inter");
+    let nginx = NGINX.replace("listen 2379;", "listen 2379 ssl;\n        proxy_ssl on;");
+    for (kind, text, lines) in [(Kind::Haproxy, haproxy, 4), (Kind::Nginx, nginx, 1)] {
+        let text = import(kind, &text, &given(Some("10.0.1.100"))).unwrap();
+        let said = text.lines().filter(|line| line.contains("`ssl` has no counterpart")).count();
+        assert_eq!(said, lines, "{text}");
+        config(&text);
+    }
+}
+
+#[test]
 fn nginx_as_a_stream_proxy() {
     let text = import(Kind::Nginx, NGINX, &given(Some("10.0.1.100"))).unwrap();
     let config = config(&text);

@@ -114,7 +114,7 @@ fn fixed(now: &Config, new: &Config) -> Vec<String> {
     let changed = [
         ("interface", now.interfaces != new.interfaces, restart),
         ("node_interface", now.node_link != new.node_link, restart),
-        ("xdp_mode", now.xdp_mode != new.xdp_mode, anew),
+        ("xdp_mode", now.xdp_mode != new.xdp_mode, restart),
         ("max_flows", now.max_flows != new.max_flows, restart),
         ("[api] pin_dir", now.api.pin_dir != new.api.pin_dir, anew),
         ("[vrrp]", now.vrrp != new.vrrp, restart),

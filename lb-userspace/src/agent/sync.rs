@@ -65,6 +65,8 @@ struct Stream {
     role: NodeRole,
     /// Slots of the peer's snapshot, until all are here.
     snapshot: Option<BTreeSet<(u16, u16)>>,
+    /// The peer has every flow that this node has: it was told of them, or they came from it.
+    has_all: bool,
     was_synced: bool,
     /// The interval that the peer is about to announce, and how many of its advertisements had it.
     announced: Option<(Duration, u32)>,
@@ -242,10 +244,8 @@ impl Agent {
         let role = self.node_role();
         let services = self.sync_services();
         // A backup's flows are the other node's own: it knows better what became of them.
-        let used = match &self.sync {
-            Some(sync) if sync.has_own => self.plane.established(),
-            _ => Vec::new(),
-        };
+        let has_own = self.sync.as_ref().is_some_and(|sync| sync.has_own);
+        let used = if has_own { self.plane.established() } else { Vec::new() };
         let Some(link) = self.sync.as_mut().and_then(|sync| sync.peers.get_mut(number)) else { return };
         info!(peer = %link.address, flows = used.len(), "connected for flow sync");
         link.told = None;
@@ -254,6 +254,7 @@ impl Agent {
             out,
             role: NodeRole::Other,
             snapshot: Some(BTreeSet::new()),
+            has_all: has_own,
             was_synced: false,
             announced: None,
             confirmed: None,
@@ -372,6 +373,13 @@ impl Agent {
         }
         for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
             stream.peer.say(Message::Role(node_role));
+            // A stream from before this node was active, to a node that was not: flows that it has had since before its
+            // agent's start, as a node has that was alone, nobody has told of.
+            if role == Role::Active && !std::mem::replace(&mut stream.has_all, true) {
+                for (backend, port) in self.plane.established() {
+                    stream.peer.mark(now(), backend, port);
+                }
+            }
         }
         self.pump();
     }

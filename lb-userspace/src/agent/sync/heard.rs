@@ -151,6 +151,7 @@ impl Agent {
         let Some(link) = sync.peers.get_mut(number) else { return Ok(()) };
         let (peer, Some(stream)) = (link.address, &mut link.stream) else { return Ok(()) };
         let snapshot = stream.snapshot.take().unwrap_or_default();
+        stream.has_all |= is_copy;
         info!(%peer, flows, here = snapshot.len(), "all flows of the other node are here");
         if is_copy && !has_own {
             for (table, port) in self.plane.established() {

@@ -118,7 +118,7 @@ fn a_hundred_thousand_flows_go_from_node_to_node() {
             let port = 3000 + (n / 2) as u16;
             from.install(&place(host), &flow(0x0a01_0000 + n, 4000, port), WAY, false).unwrap();
         }
-        sandbox::run(|there| {
+        sandbox::run(move |there| {
             let mut to = plane(there, 131_072);
             let (mut dialer, first) = Channel::dial(&[7; 32]).unwrap();
             let (mut acceptor, mut reply) = (Channel::accept(&[7; 32]), Vec::new());

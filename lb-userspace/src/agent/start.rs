@@ -50,11 +50,17 @@ pub(super) async fn start(
         Some(sync) => Some(FlowSync::start(sync).await.map_err(Error::Config)?),
         None => None,
     };
-    let mut plane = open_data_plane(&pin_dir, loaded.config.max_flows)?;
+    // A data plane that is attached answers for the VIPs itself. Those of a pair may be the other node's.
+    let asks = loaded.config.vrrp.is_none() && !dataplane::has_links(&pin_dir);
+    // The answers take as long as loading does: both at once.
+    let (plane, free) = tokio::join!(open_data_plane(&pin_dir, loaded.config.max_flows), async {
+        if asks { fit::vips_are_free(&loaded.config, network.mirror(), &[]).await } else { Ok(()) }
+    });
+    let mut plane = plane?;
+    free?;
     locks.take_pin_dir(&pin_dir)?;
-    // A data plane that is attached answers for the VIPs itself.
-    // Those of a pair may be the other node's.
-    if plane.pinned_interfaces()?.is_empty() && loaded.config.vrrp.is_none() {
+    if !asks && loaded.config.vrrp.is_none() && plane.pinned_interfaces()?.is_empty() {
+        // The links that are pinned are of interfaces that went away.
         fit::vips_are_free(&loaded.config, network.mirror(), &[]).await?;
     }
     let rings = Rings::of(&mut plane)?;
@@ -120,8 +126,11 @@ impl Agent {
     }
 }
 
-fn open_data_plane(pin_dir: &Path, max_flows: u32) -> Result<DataPlane, Error> {
-    let plane = DataPlane::open(&dataplane::Options { pin_dir, max_flows })?;
+async fn open_data_plane(pin_dir: &Path, max_flows: u32) -> Result<DataPlane, Error> {
+    let dir = pin_dir.to_owned();
+    let open = move || DataPlane::open(&dataplane::Options { pin_dir: &dir, max_flows });
+    let opened = tokio::task::spawn_blocking(open).await;
+    let plane = opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
     if plane.adopted() {
         info!(pin_dir = %pin_dir.display(), "the data plane of an earlier agent is taken over");
     }

@@ -98,6 +98,7 @@ pub use self::{
     foreign::{driver, foreign_program},
     lease::LeaseMap,
     mode::AttachedMode,
+    pins::has_links,
     resets::Reason,
     rings::Ring,
     sweep::SweepReport,

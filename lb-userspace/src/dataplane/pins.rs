@@ -39,6 +39,15 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Where maps of another layout are set aside.
 const ASIDE: &str = "old";
 
+/// Whether a directory has pinned links, attached or not.
+pub fn has_links(dir: &Path) -> bool {
+    let names = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.into_iter().any(|name| name.starts_with(LINK))
+}
+
 /// A pin directory. Only one process at a time may work on it: the agent holds a lock.
 #[derive(Clone, Debug)]
 pub(super) struct PinDir {

@@ -22,6 +22,7 @@ const NEEDED: &[(&str, &[&str])] = &[
     ("Load", &["established"]),
     ("ClientKey", &["client", "service"]),
     ("ClientLoad", &["established"]),
+    ("Lease", &["granted_at", "deadline", "revoked_at"]),
 ];
 
 /// Layouts, by name.

@@ -3,7 +3,7 @@
 
 use core::mem::offset_of;
 
-use super::{Backend, ClientKey, ClientLoad, Flow, FlowKey, Forward, Load, Record, Service};
+use super::{Backend, ClientKey, ClientLoad, Flow, FlowKey, Forward, Lease, Load, Record, Service};
 
 /// A field of a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ const fn size_of_field<S, F>(_: fn(&S) -> &F) -> usize {
 
 macro_rules! shapes {
     ($($layout:ident { $($field:ident),+ $(,)? })+) => {
-        /// The layouts of what outlives a change of layouts: services and backends, by their numbers, and flows.
+        /// The layouts of what outlives a change of layouts: services and backends, by their numbers, flows, and the lease.
         pub const SHAPES: &[Shape] = &[$(Shape {
             name: stringify!($layout),
             size: size_of::<$layout>(),
@@ -65,4 +65,5 @@ shapes! {
     Load { established, pending, turn }
     ClientKey { client, service }
     ClientLoad { established }
+    Lease { granted_at, deadline, revoked_at, grace_until, other_ifindex, other_mac, reserved }
 }

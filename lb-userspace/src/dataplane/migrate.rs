@@ -52,6 +52,7 @@ pub(super) struct Migration {
     half_open: RawMap,
     clients: RawMap,
     loads: RawMap,
+    lease: RawMap,
     tables: BTreeMap<u16, RawMap>,
     /// Each slot's claim as it was copied.
     copied: BTreeMap<u16, Vec<u64>>,
@@ -86,6 +87,7 @@ impl Plan {
             (name::HALF_OPEN, Some("FlowKey"), "Flow"),
             (name::CLIENTS, Some("ClientKey"), "ClientLoad"),
             (name::LOADS, None, "Load"),
+            (name::LEASE, None, "Lease"),
         ] {
             match RawMap::open(pins, map) {
                 Ok(raw) => {
@@ -159,14 +161,17 @@ impl Migration {
             half_open: RawMap::open(old, name::HALF_OPEN)?,
             clients: RawMap::open(old, name::CLIENTS)?,
             loads: RawMap::open(old, name::LOADS)?,
+            lease: RawMap::open(old, name::LEASE)?,
             tables,
             copied: BTreeMap::new(),
             there,
         })
     }
 
-    /// Services and backends, by their numbers, into new maps, and their port tables, empty.
+    /// Services and backends, by their numbers, into new maps, their port tables, empty, and the lease, within which a node of
+    /// a pair may restart.
     pub(super) fn carry_policy(&self, to: &mut Maps) -> Result<(), Error> {
+        to.lease.set(0, self.lease()?, 0).map_err(Error::map(name::LEASE))?;
         let (service, backend) = (mapping(&self.there, "Service")?, mapping(&self.there, "Backend")?);
         self.services.each(name::SERVICES, |number, value| {
             let value: Service = convert(&service, value);
@@ -203,6 +208,17 @@ impl Migration {
             to.ports.set(number.into(), &map, 0).map_err(Error::map(name::PORTS))?;
         }
         Ok(())
+    }
+
+    /// The lease as the old program has it.
+    fn lease(&self) -> Result<maps::Lease, Error> {
+        let mapping = mapping(&self.there, "Lease")?;
+        let mut lease = maps::Lease::NONE;
+        self.lease.each(name::LEASE, |_, value| {
+            lease = convert(&mapping, value);
+            Ok(())
+        })?;
+        Ok(lease)
     }
 
     /// All flows as they are now.
@@ -278,10 +294,16 @@ impl DataPlane {
         self.migration = Some(migration);
         let flows = carried?;
         let lease = self.maps.lease.get(&0, 0).map_err(Error::map(name::LEASE))?;
-        let grace = maps::Lease { grace_until: monotonic_ns() + GRACE_NS, ..lease };
+        // A stronger advertisement may have ended it meanwhile.
+        let revoked_at = lease.revoked_at.max(self.revoked_at()?);
+        let grace = maps::Lease { grace_until: monotonic_ns() + GRACE_NS, revoked_at, ..lease };
         self.maps.lease.set(0, grace, 0).map_err(Error::map(name::LEASE))?;
         info!(flows, took = ?begun.elapsed(), "flows are carried over to maps of this version's layout");
         Ok(())
+    }
+
+    fn revoked_at(&self) -> Result<u64, Error> {
+        self.migration.as_ref().map_or(Ok(0), |migration| Ok(migration.lease()?.revoked_at))
     }
 
     /// After the new program is attached: brings up to date what has changed since, and lets the old maps go.

@@ -2,10 +2,11 @@
 
 use std::fs;
 
+use aya::maps::{Array, Map, MapData};
 use etcd_lb::dataplane::monotonic_ns;
 use lb_common::{
     claim::{Claim, State},
-    maps::{Gate, LOAD_TOTAL, Load, load_of_backend, load_of_service, name},
+    maps::{Gate, LOAD_TOTAL, Lease, Load, load_of_backend, load_of_service, name},
 };
 
 use super::{
@@ -82,6 +83,27 @@ fn flows_numbers_and_loads_are_carried_over() {
         // And the next one finds them as they are.
         let plane = sandbox.open_for(MAX_FLOWS * 2).unwrap();
         assert_eq!(plane.census().total.established, 3);
+    });
+}
+
+#[test]
+fn a_node_of_a_pair_may_restart_within_its_lease() {
+    run(|sandbox| {
+        leave_flows(sandbox);
+        let pin = || Map::from_map_data(MapData::from_pin(sandbox.pin(name::LEASE)).unwrap()).unwrap();
+        let mut old: Array<_, Lease> = pin().try_into().unwrap();
+        let now = monotonic_ns();
+        let granted = Lease { granted_at: now, deadline: now + 3_600_000_000_000, ..Lease::NONE };
+        old.set(0, granted, 0).unwrap();
+        let mut plane = sandbox.open_for(MAX_FLOWS * 2).unwrap();
+        let new: Array<_, Lease> = pin().try_into().unwrap();
+        assert_eq!(new.get(&0, 0).unwrap(), granted);
+        // A stronger node speaks up before the new program is attached.
+        old.set(0, Lease { revoked_at: now + 1, ..granted }, 0).unwrap();
+        plane.carry_flows().unwrap();
+        assert!(!new.get(&0, 0).unwrap().holds(monotonic_ns()));
+        plane.carry_rest().unwrap();
+        assert_eq!(new.get(&0, 0).unwrap(), Lease { revoked_at: now + 1, ..granted });
     });
 }
 

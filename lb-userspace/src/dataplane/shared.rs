@@ -34,17 +34,7 @@ impl<T: FromBytes + IntoBytes> Shared<T> {
     ///
     /// The kernel's: a map that is no mappable array, or that is smaller.
     pub(super) fn new(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
-        Self::part(map, 0, len)
-    }
-
-    /// Maps `len` elements from `first` on, which is where a page begins.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::new`].
-    pub(super) fn part(map: BorrowedFd<'_>, first: usize, len: usize) -> io::Result<Self> {
         let () = Self::IS_DENSE;
-        let offset = libc::off_t::try_from(first * size_of::<T>()).map_err(io::Error::other)?;
         // SAFETY: a new mapping, placed by the kernel; nothing that exists is touched.
         let base = unsafe {
             libc::mmap(
@@ -53,20 +43,80 @@ impl<T: FromBytes + IntoBytes> Shared<T> {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 map.as_raw_fd(),
-                offset,
+                0,
             )
         };
+        Self::at_base(base, len)
+    }
+
+    /// Takes the addresses of `len` elements, and no memory: see [`Self::show`].
+    ///
+    /// # Errors
+    ///
+    /// There are not so many addresses.
+    ///
+    /// # Safety
+    ///
+    /// An element is used only between a [`Self::show`] that includes it and the next [`Self::hide`].
+    pub(super) unsafe fn reserve(len: usize) -> io::Result<Self> {
+        let () = Self::IS_DENSE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping, placed by the kernel; nothing that exists is touched.
+        let base =
+            unsafe { libc::mmap(ptr::null_mut(), len * size_of::<T>(), libc::PROT_NONE, flags, -1, 0) };
+        Self::at_base(base, len)
+    }
+
+    /// Maps `count` elements from `first` on, to which those of the map from `source` on belong. All three are of whole pages,
+    /// but for a `count` that reaches to the end.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; the elements are not to be used then.
+    pub(super) fn show(
+        &self,
+        map: BorrowedFd<'_>,
+        (first, count): (usize, usize),
+        source: usize,
+    ) -> io::Result<()> {
+        assert!(first + count <= self.len);
+        let offset = libc::off_t::try_from(source * size_of::<T>()).map_err(io::Error::other)?;
+        let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+        // SAFETY: inside this value's own addresses, as was just asserted. What was there is either nothing, or the very same
+        // elements.
+        let mapped = unsafe {
+            let place = self.base.as_ptr().add(first).cast();
+            libc::mmap(place, count * size_of::<T>(), rights, flags, map.as_raw_fd(), offset)
+        };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Lets go of all memory, in one step, and keeps the addresses.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    ///
+    /// # Safety
+    ///
+    /// This is one of [`Self::reserve`], and nothing refers to an element.
+    pub(super) unsafe fn hide(&self) -> io::Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: this value's own addresses, to whose elements nothing refers, says the caller.
+        let hidden = unsafe {
+            let place = self.base.as_ptr().cast();
+            libc::mmap(place, self.len * size_of::<T>(), libc::PROT_NONE, flags, -1, 0)
+        };
+        if hidden == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn at_base(base: *mut libc::c_void, len: usize) -> io::Result<Self> {
         match NonNull::new(base.cast::<T>()) {
             Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => {
                 Ok(Self { base, len, elements: PhantomData })
             }
             _ => Err(io::Error::last_os_error()),
         }
-    }
-
-    /// How many elements there are.
-    pub(super) fn len(&self) -> usize {
-        self.len
     }
 
     /// A copy of an element, as it is now. The data plane may change it meanwhile, so fields need not belong together.
@@ -111,7 +161,7 @@ impl<T: FromBytes + IntoBytes> Shared<T> {
 
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        // SAFETY: the mapping that `part` made, with its length; no reference into it outlives `self`.
+        // SAFETY: the addresses that `new` or `reserve` took, with their length; no reference into it outlives `self`.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len * size_of::<T>()) };
     }
 }

@@ -1,9 +1,10 @@
 //! A large array map, of which the part that is looked at is mapped into the agent's memory.
 //!
 //! The kernel maps all pages of an array at once and counts them as the process's own, 4 MiB for 65,536 records of a cache
-//! line. So a map is seen through a window, which moves where it is looked at, and grows while that goes on in order, as
-//! the kernel reads a file ahead. A page costs about 80 ns to map and to unmap (64 records, which cost as much to read from
-//! memory), a window 5 µs besides: a walk stays near memory's speed, a look at one record costs as much as a few lookups.
+//! line. So the map has its addresses, but only what is looked at has memory: some pages at a time, more while that goes on in
+//! order, as the kernel reads a file ahead. All of it is let go in one step, when a walk ends or when it is too much. A page
+//! costs about 80 ns to map (64 records, which cost as much to read from memory), but letting go costs an interrupt of each
+//! CPU that runs another thread of the agent, and in a virtual machine that may be long: so it is rare.
 
 use std::{
     cell::RefCell,
@@ -16,27 +17,34 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::shared::Shared;
 
-/// Octets of a window at a place that is looked at out of order, unless a page has more: four of the smallest pages.
+/// Octets that are mapped at a place that is looked at out of order, unless a page has more: four of the smallest pages.
 const LEAST: usize = 16 << 10;
-/// Octets of a window at most. Larger ones make a walk no faster (measured up to 2 MiB).
+/// Octets that are mapped at once at most. More make a walk no faster (measured up to 2 MiB).
 const MOST: usize = 256 << 10;
+/// Octets that are mapped at most, until all are let go.
+const TOGETHER: usize = 1 << 20;
 
-/// Elements of an array map (`BPF_F_MMAPABLE`), shared with the kernel, seen through a window.
+/// Elements of an array map (`BPF_F_MMAPABLE`), shared with the kernel, of which some are mapped.
 #[derive(Debug)]
 pub(super) struct Windows<T> {
     map: OwnedFd,
     /// Elements of the map before these.
     base: usize,
     len: usize,
-    /// Elements of the smallest window. Others are multiples of it, and begin at one.
-    least: usize,
-    window: RefCell<Option<Window<T>>>,
+    /// Elements that are mapped together: a chunk.
+    chunk: usize,
+    elements: Shared<T>,
+    seen: RefCell<Seen>,
 }
 
+/// Which chunks are mapped.
 #[derive(Debug)]
-struct Window<T> {
-    first: usize,
-    elements: Shared<T>,
+struct Seen {
+    mapped: Vec<bool>,
+    count: usize,
+    /// The chunk after the last one that was mapped, and how many were mapped with that.
+    next: usize,
+    run: usize,
 }
 
 impl<T: FromBytes + IntoBytes> Windows<T> {
@@ -50,82 +58,90 @@ impl<T: FromBytes + IntoBytes> Windows<T> {
     /// The kernel's: a map that is no mappable array, or that is smaller.
     pub(super) fn new(map: BorrowedFd<'_>, base: usize, len: usize) -> io::Result<Self> {
         let () = Self::IS_EVEN;
-        let least = LEAST.max(page_size()) / size_of::<T>();
-        let new = Self { map: map.try_clone_to_owned()?, base, len, least, window: RefCell::new(None) };
+        let chunk = LEAST.max(page_size()) / size_of::<T>();
+        let mapped = vec![false; len.div_ceil(chunk)];
+        let last = mapped.len().saturating_sub(1);
+        // SAFETY: `at` alone uses elements, of a chunk that `seen` says is mapped, and `close` lets go of all of them when none
+        // is being used.
+        let elements = unsafe { Shared::reserve(len) }?;
+        let seen = RefCell::new(Seen { mapped, count: 0, next: 0, run: 0 });
+        let new = Self { map: map.try_clone_to_owned()?, base, len, chunk, elements, seen };
         // Whether there is an end to look at is found out now.
-        new.open((len - 1) / least * least, least)?;
+        new.show(last, 1)?;
+        new.seen.borrow_mut().count = 1;
+        new.close();
         Ok(new)
     }
 
     /// A copy of an element, as it is now. The data plane may change it meanwhile, so fields need not belong together.
     pub(super) fn read(&self, index: usize) -> T {
-        self.at(index, Shared::read)
+        self.at(index, |elements| elements.read(index))
     }
 
     /// Does something with the word of 64 bits at an offset of an element.
     pub(super) fn u64<R>(&self, index: usize, offset: usize, work: impl FnOnce(&AtomicU64) -> R) -> R {
-        self.at(index, |elements, index| work(elements.u64(index, offset)))
+        self.at(index, |elements| work(elements.u64(index, offset)))
     }
 
     /// Does something with the word of 32 bits at an offset of an element.
     pub(super) fn u32<R>(&self, index: usize, offset: usize, work: impl FnOnce(&AtomicU32) -> R) -> R {
-        self.at(index, |elements, index| work(elements.u32(index, offset)))
+        self.at(index, |elements| work(elements.u32(index, offset)))
     }
 
-    /// Lets the window go, until an element is looked at.
+    /// Lets go of all memory, until an element is looked at.
     pub(super) fn close(&self) {
-        self.window.replace(None);
+        self.let_go(&mut self.seen.borrow_mut());
     }
 
     #[inline]
-    fn at<R>(&self, index: usize, work: impl FnOnce(&Shared<T>, usize) -> R) -> R {
-        // Only `work` runs while it is borrowed, which is made above and sees nothing but the elements.
-        let mut window = self.window.borrow_mut();
-        match &*window {
-            Some(window) if window.has(index) => work(&window.elements, index - window.first),
-            _ => {
-                let moved = self.moved(window.take(), index);
-                let done = work(&moved.elements, index - moved.first);
-                *window = Some(moved);
-                done
-            }
+    fn at<R>(&self, index: usize, work: impl FnOnce(&Shared<T>) -> R) -> R {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        // Borrowed while `work` runs, so that nobody lets go of what it uses.
+        let mut seen = self.seen.borrow_mut();
+        let chunk = index / self.chunk;
+        if !seen.mapped[chunk] {
+            self.look_at(chunk, &mut seen);
         }
+        work(&self.elements)
     }
 
-    /// The window that an element is seen through next.
+    /// Maps a chunk, and others after it if chunks are looked at in order.
     #[cold]
-    fn moved(&self, before: Option<Window<T>>, index: usize) -> Window<T> {
-        assert!(index < self.len, "element {index} of {}", self.len);
-        let first = index / self.least * self.least;
-        let len = match before {
-            Some(before) if before.is_followed_by(first) => {
-                (before.elements.len() * 2).min(MOST / size_of::<T>())
-            }
-            _ => self.least,
-        };
-        match self.open(first, len.max(self.least)) {
-            Ok(window) => window,
+    fn look_at(&self, chunk: usize, seen: &mut Seen) {
+        let in_order = (seen.next..seen.next + seen.run).contains(&chunk);
+        let most = MOST / (self.chunk * size_of::<T>());
+        let run = if in_order { (seen.run * 2).clamp(1, most.max(1)) } else { 1 };
+        let run = run.min(seen.mapped.len() - chunk);
+        if (seen.count + run) * self.chunk * size_of::<T>() > TOGETHER {
+            self.let_go(seen);
+        }
+        if let Err(error) = self.show(chunk, run) {
             // `new` has seen that the kernel maps this map. A process that has no memory for a few pages has none to go on
             // with, as when the allocator finds none: packets do not need it.
-            Err(error) => panic!("elements from {first} on cannot be mapped into memory: {error}"),
+            panic!("elements from {} on cannot be mapped into memory: {error}", chunk * self.chunk);
+        }
+        for mapped in &mut seen.mapped[chunk..chunk + run] {
+            seen.count += usize::from(!*mapped);
+            *mapped = true;
+        }
+        (seen.next, seen.run) = (chunk + run, run);
+    }
+
+    fn let_go(&self, seen: &mut Seen) {
+        if seen.count == 0 {
+            return;
+        }
+        // SAFETY: `elements` was reserved; `at` holds `seen` while an element is used, and here it is held for a change.
+        if unsafe { self.elements.hide() }.is_ok() {
+            seen.mapped.fill(false);
+            seen.count = 0;
         }
     }
 
-    fn open(&self, first: usize, len: usize) -> io::Result<Window<T>> {
-        let elements = Shared::part(self.map.as_fd(), self.base + first, len.min(self.len - first))?;
-        Ok(Window { first, elements })
-    }
-}
-
-impl<T: FromBytes + IntoBytes> Window<T> {
-    fn has(&self, index: usize) -> bool {
-        index.wrapping_sub(self.first) < self.elements.len()
-    }
-
-    /// Whether whoever looks at an element now went on from here in order, if with gaps.
-    fn is_followed_by(&self, first: usize) -> bool {
-        let (end, len) = (self.first + self.elements.len(), self.elements.len());
-        (end..end + len).contains(&first)
+    fn show(&self, chunk: usize, run: usize) -> io::Result<()> {
+        let first = chunk * self.chunk;
+        let count = (run * self.chunk).min(self.len - first);
+        self.elements.show(self.map.as_fd(), (first, count), self.base + first)
     }
 }
 
@@ -159,8 +175,15 @@ mod tests {
         (file, windows)
     }
 
+    /// The first mapped chunk, and how many there are.
     fn seen(windows: &Windows<Element>) -> (usize, usize) {
-        windows.window.borrow().as_ref().map_or((0, 0), |w| (w.first, w.elements.len()))
+        let seen = windows.seen.borrow();
+        assert_eq!(seen.mapped.iter().filter(|mapped| **mapped).count(), seen.count);
+        (seen.mapped.iter().position(|mapped| *mapped).unwrap_or(0), seen.count)
+    }
+
+    fn octets(windows: &Windows<Element>) -> usize {
+        seen(windows).1 * windows.chunk * ELEMENT
     }
 
     #[test]
@@ -173,8 +196,7 @@ mod tests {
                 assert_eq!(windows.u64(index, 0, |word| word.load(Relaxed)), index as u64);
                 assert_eq!(windows.read(index)[0], index as u64);
                 assert_eq!(windows.u32(index, 8, |word| word.load(Relaxed)), 0);
-                let (first, len) = seen(&windows);
-                assert!(len * ELEMENT <= MOST && (first..first + len).contains(&index));
+                assert!(octets(&windows) <= TOGETHER);
             }
         }
         windows.close();
@@ -182,20 +204,31 @@ mod tests {
     }
 
     #[test]
-    fn a_window_grows_while_it_is_looked_at_in_order_and_is_small_elsewhere() {
+    fn more_is_mapped_while_it_is_looked_at_in_order_and_little_elsewhere() {
         let (_file, windows) = windows("grows");
-        let least = windows.least;
-        let look = |index: usize| {
-            windows.read(index);
-            seen(&windows)
+        let chunk = windows.chunk;
+        let look = |number: usize| {
+            windows.read(number * chunk + 1);
+            seen(&windows).1
         };
-        assert_eq!(look(0), (0, least));
-        assert_eq!(look(least), (least, 2 * least));
-        assert_eq!(look(3 * least + 1), (3 * least, 4 * least));
-        assert_eq!(look(8 * least), (8 * least, 8 * least), "with a gap");
-        assert_eq!(look(0), (0, least));
-        let end = LEN / least * least;
-        assert_eq!(look(LEN - 1), (end, LEN - end));
+        assert_eq!([0, 1, 3, 7].map(look), [1, 3, 7, 15], "1, 2, 4, 8 more");
+        assert_eq!(look(15), 31, "16: the most");
+        assert_eq!(look(31), 47);
+        assert_eq!([40, 3, 46].map(look), [47; 3], "it is there");
+        assert_eq!(look(100), 48, "out of order");
+        windows.close();
+        assert_eq!(look(LEN / chunk), 1, "the end, which is no whole chunk");
+    }
+
+    #[test]
+    fn what_is_looked_at_in_no_order_stays_until_it_is_too_much() {
+        let (_file, windows) = windows("order");
+        let most = TOGETHER / (windows.chunk * ELEMENT);
+        for turn in 0..most {
+            windows.read(turn * 3 % 150 * windows.chunk);
+        }
+        let (_, count) = seen(&windows);
+        assert!(count > most / 2 && count <= most, "{count} of {most}");
     }
 
     #[test]

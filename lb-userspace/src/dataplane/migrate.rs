@@ -9,7 +9,7 @@
 //!
 //! A process that is killed before the new program is attached leaves the old maps complete, to which the next one goes back.
 
-use std::{collections::BTreeMap, ops::Range, os::fd::AsFd as _, sync::atomic::Ordering, time::Instant};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Instant};
 
 use aya::maps::{Array, ArrayOfMaps, Map, MapData};
 use lb_common::{
@@ -25,13 +25,14 @@ use tracing::{info, warn};
 use zerocopy::{FromBytes, FromZeros as _, IntoBytes};
 
 use super::{
-    DataPlane, bpf,
+    DataPlane,
     error::Error,
     layout,
     maps::{Maps, is_absent},
     monotonic_ns,
     pins::PinDir,
     port_table::PortTable,
+    raw_map::RawMap,
     sweep::count,
 };
 
@@ -56,13 +57,6 @@ pub(super) struct Migration {
     tables: BTreeMap<u16, RawMap>,
     /// Each slot's claim as it was copied.
     copied: BTreeMap<u16, Vec<u64>>,
-}
-
-/// A map as the kernel has it, read in octets.
-struct RawMap {
-    map: MapData,
-    key: usize,
-    value: usize,
 }
 
 impl Plan {
@@ -422,67 +416,6 @@ impl DataPlane {
             warn!(%error, "the maps of the former agent stay set aside: the next start goes back to them");
         }
         true
-    }
-}
-
-impl RawMap {
-    fn open(pins: &PinDir, map: &'static str) -> Result<Self, Error> {
-        Self::of(MapData::from_pin(pins.path(map)).map_err(Error::map(map))?, map)
-    }
-
-    fn of(data: MapData, map: &'static str) -> Result<Self, Error> {
-        let info = data.info().map_err(Error::map(map))?;
-        let (key, value) = (info.key_size() as usize, info.value_size() as usize);
-        Ok(Self { map: data, key, value })
-    }
-
-    /// Every entry: its key and its value.
-    fn each(
-        &self,
-        map: &'static str,
-        see: impl FnMut(&[u8], &[u8]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.each_from(map, None, usize::MAX, see)
-    }
-
-    /// These elements of an array.
-    fn each_of(
-        &self,
-        map: &'static str,
-        indices: Range<u32>,
-        see: impl FnMut(&[u8], &[u8]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        // The cursor of an array is the index before.
-        self.each_from(map, indices.start.checked_sub(1), indices.len(), see)
-    }
-
-    fn each_from(
-        &self,
-        map: &'static str,
-        mut cursor: Option<bpf::Cursor>,
-        mut left: usize,
-        mut see: impl FnMut(&[u8], &[u8]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let batch = left.min(8192);
-        let (mut keys, mut values) = (vec![0; batch * self.key], vec![0; batch * self.value]);
-        while left > 0 {
-            let count = left.min(batch);
-            // SAFETY: the buffers have room for `count` keys and values of the sizes that the kernel itself says.
-            let (found, next) = unsafe {
-                bpf::lookup_batch_octets(self.map.fd().as_fd(), cursor, count, &mut keys, &mut values)
-            }
-            .map_err(Error::call("read", map))?;
-            let entries = keys.chunks_exact(self.key).zip(values.chunks_exact(self.value));
-            for (key, value) in entries.take(found) {
-                see(key, value)?;
-            }
-            left = left.saturating_sub(found);
-            match next {
-                Some(next) => cursor = Some(next),
-                None => return Ok(()),
-            }
-        }
-        Ok(())
     }
 }
 

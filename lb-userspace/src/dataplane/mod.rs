@@ -7,6 +7,7 @@
 //! | `links.rs`, `device.rs`, `foreign.rs` | attaching to interfaces; what else is there |
 //! | `apply.rs`, `maps.rs` | the policy maps, written by the plan of [`lb_core::reconcile`] and by nothing else |
 //! | `port_table.rs`, `windows.rs`, `shared.rs` | port tables and other maps in memory |
+//! | `migrate.rs`, `raw_map.rs` | flows carried over from maps of another layout |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
 //! | `explain.rs` | which backend a new flow would go to |
 //! | `resets.rs`, `farewell.rs`, `raw_socket.rs` | ending flows, and telling both ends |
@@ -49,6 +50,7 @@ mod mode;
 mod pins;
 mod port_table;
 mod privilege;
+mod raw_map;
 mod raw_socket;
 mod resets;
 mod rings;

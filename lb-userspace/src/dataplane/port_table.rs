@@ -93,9 +93,9 @@ impl PortTable {
         }
     }
 
-    /// Every port. Looked at in this order, the table is read at about memory's speed.
+    /// The ports that are not free as the walk comes to them, in order, at about memory's speed.
     pub(super) fn ports(&self) -> Ports<'_> {
-        Ports { table: self, left: 0..=u16::MAX }
+        Ports { table: self, next: 0, found: Vec::new() }
     }
 
     /// The claim of a port, as it is now.
@@ -217,17 +217,29 @@ impl PortTable {
     }
 }
 
-/// A walk over a table's ports; once it has ended, nothing of the table stays in memory.
+/// A walk over the ports that are not free; once it has ended, nothing of the table stays in memory.
 pub(super) struct Ports<'a> {
     table: &'a PortTable,
-    left: std::ops::RangeInclusive<u16>,
+    /// Where those begin that were not looked at.
+    next: usize,
+    /// What was found before, the last first.
+    found: Vec<u16>,
 }
 
 impl Iterator for Ports<'_> {
     type Item = u16;
 
     fn next(&mut self) -> Option<u16> {
-        self.left.next()
+        while self.found.is_empty() && self.next < PORT_TABLE_SLOTS as usize {
+            let found = &mut self.found;
+            self.next = self.table.records.see_u64s(self.next, offset_of!(Record, claim), |port, claim| {
+                if !Claim(claim).is(State::Free) {
+                    found.push(port as u16);
+                }
+            });
+            found.reverse();
+        }
+        self.found.pop()
     }
 }
 
@@ -236,7 +248,6 @@ impl Drop for Ports<'_> {
         self.table.close();
     }
 }
-
 /// A value's words of 64 bits, with their places.
 fn words<T: IntoBytes + Immutable>(value: &T) -> impl Iterator<Item = (usize, u64)> {
     let word = |octets: &[u8]| octets.try_into().map_or(0, u64::from_ne_bytes);

@@ -10,7 +10,7 @@ use std::{
     cell::RefCell,
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    sync::atomic::{AtomicU32, AtomicU64},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -86,6 +86,18 @@ impl<T: FromBytes + IntoBytes> Windows<T> {
     /// Does something with the word of 32 bits at an offset of an element.
     pub(super) fn u32<R>(&self, index: usize, offset: usize, work: impl FnOnce(&AtomicU32) -> R) -> R {
         self.at(index, |elements| work(elements.u32(index, offset)))
+    }
+
+    /// Sees the word of 64 bits at an offset of the elements from `first` on, as far as they are mapped together; where the next
+    /// begin.
+    pub(super) fn see_u64s(&self, first: usize, offset: usize, mut see: impl FnMut(usize, u64)) -> usize {
+        let end = ((first / self.chunk + 1) * self.chunk).min(self.len);
+        self.at(first, |elements| {
+            for index in first..end {
+                see(index, elements.u64(index, offset).load(Ordering::Acquire));
+            }
+        });
+        end
     }
 
     /// Lets go of all memory, until an element is looked at.
@@ -201,6 +213,20 @@ mod tests {
         }
         windows.close();
         assert_eq!(seen(&windows), (0, 0));
+    }
+
+    #[test]
+    fn words_are_seen_chunk_by_chunk() {
+        let (_file, windows) = windows("words");
+        let (mut seen, mut next) = (0, 0);
+        while next < LEN {
+            next = windows.see_u64s(next, 0, |index, word| {
+                assert_eq!((index, word), (seen, seen as u64));
+                seen += 1;
+            });
+        }
+        assert_eq!((seen, next), (LEN, LEN));
+        assert_eq!(windows.see_u64s(1, 0, |_, _| {}), windows.chunk);
     }
 
     #[test]

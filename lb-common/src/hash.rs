@@ -4,6 +4,10 @@
 
 use crate::addr::{Addr, Port};
 
+/// Odd, its bits evenly spread: the golden ratio's (Knuth, "The Art of Computer Programming" volume 3, section 6.4). The upper
+/// bits of a product with it depend on all others.
+pub const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// The 128-bit key, the same on both nodes of a pair.
 #[repr(C)]
 #[derive(

@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::hash::SPREAD;
+
 /// The lowest NAT port: the ports below are the system's (RFC 6335 section 6).
 pub const FIRST_PORT: u32 = 1024;
 /// NAT ports of one (source address, backend).
@@ -48,8 +50,6 @@ pub const fn tries(range: Range) -> u32 {
 /// part of that.
 #[inline(always)]
 pub const fn hash(chosen_by: u64, client_port: u16) -> u64 {
-    // Odd, its bits evenly spread: the golden ratio's (Knuth, "The Art of Computer Programming" volume 3, section 6.4).
-    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
     chosen_by.wrapping_add((client_port as u64).wrapping_mul(SPREAD))
 }
 

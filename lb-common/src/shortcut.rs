@@ -6,7 +6,10 @@
 //! by the slot itself, whose forward half names its client. A shortcut may be missing, out of date, or another flow's, and
 //! nothing but time is lost: `flows` is asked then.
 
-use crate::maps::{FlowKey, MAX_BACKENDS};
+use crate::{
+    hash::SPREAD,
+    maps::{FlowKey, MAX_BACKENDS},
+};
 
 /// Value of `shortcuts`: a bucket of four entries, from the lowest bit on. An entry is six bits of the flow's hash, never 0, and
 /// ten of its backend's number; 0: none.
@@ -26,9 +29,6 @@ const _: () = assert!(MAX_BACKENDS <= 1 << NUMBER_BITS && ENTRIES * ENTRY_BITS =
 /// A flow's hash, for `shortcuts` only. Not keyed: who makes collisions slows the packets of some flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hash(u64);
-
-/// Odd, its bits evenly spread: the golden ratio's (Knuth, "The Art of Computer Programming" volume 3, section 6.4).
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Hash {
     /// The hash of a flow: each half of the address and the port multiplied, the upper bits of the product folded back, since

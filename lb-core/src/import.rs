@@ -98,6 +98,19 @@ impl Draft {
         self.notes.push((line, text.trim().to_owned(), why.into()));
     }
 
+    /// Options of a line that says where to listen.
+    fn note_listening(&mut self, line: usize, text: &str, options: &[&str]) {
+        if options.contains(&"ssl") {
+            self.note(
+                line,
+                text,
+                "`ssl` has no counterpart: TLS passes through, clients see the members' certificates",
+            );
+        } else if !options.is_empty() {
+            self.note(line, text, format!("`{}` has no counterpart", options.join(" ")));
+        }
+    }
+
     fn unknown(&mut self, line: usize, text: &str) {
         self.note(line, text, "has no counterpart");
     }

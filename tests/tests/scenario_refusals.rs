@@ -5,6 +5,8 @@
 use std::process::{Command, Output, Stdio};
 
 use etcd_lb_tests::{Balancer, Host, Lab, Role, Topology, VIP, balancer::binary};
+use lb_common::maps::{LAYOUT_VERSION, Layout};
+use zerocopy::IntoBytes as _;
 
 struct Scene {
     host: Host,
@@ -159,11 +161,11 @@ fn pins_of_another_version_are_refused_untouched() {
     let scene = scene("version");
     let mut balancer = Balancer::start(&scene.host, &standard()).unwrap();
     balancer.stop().unwrap();
-    // Another version's layout: the hash in the pinned map is another one.
+    // Another version's layout, over which nothing is carried over.
     let layout = balancer.pin_dir().join("layout");
     let pinned = ["map", "update", "pinned", layout.to_str().unwrap(), "key", "0", "0", "0", "0", "value"];
-    let value: Vec<String> =
-        [2u8, 0, 0, 0, 0, 0, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8].map(|octet| octet.to_string()).to_vec();
+    let other = Layout { version: LAYOUT_VERSION + 1, max_flows: 131_072, hash: 1 };
+    let value: Vec<String> = other.as_bytes().iter().map(u8::to_string).collect();
     let args: Vec<&str> = pinned.into_iter().chain(value.iter().map(String::as_str)).collect();
     scene.host.output("bpftool", &args).unwrap();
     let names = || {

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{MAGLEV_SLOTS, MAX_BACKENDS, MAX_INTERFACES};
 use crate::{
     addr::{Addr, Mac, Port},
-    hash::Seed,
+    hash::{SPREAD, Seed},
     nat,
 };
 
@@ -69,8 +69,7 @@ pub fn filter_place_of_return(source: &Addr, backend: &Addr, port: Port) -> usiz
 /// Words that differ in any octet spread over the places: the upper bits of a product depend on all of them.
 #[inline(always)]
 const fn place(word: u32) -> usize {
-    const SPREAD: u32 = 0x9e37_79b1;
-    (word.wrapping_mul(SPREAD) >> (32 - FILTER_PLACES.trailing_zeros())) as usize
+    ((word as u64).wrapping_mul(SPREAD) >> (u64::BITS - FILTER_PLACES.trailing_zeros())) as usize
 }
 
 /// The bit of an address in [`Filter::addresses`]: its last two octets.

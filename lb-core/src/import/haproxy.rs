@@ -195,15 +195,7 @@ fn serve(draft: &mut Draft, front: &Front, pools: &mut BTreeMap<String, Pool>, t
 fn of_front(front: &mut Front, number: usize, code: &str, words: &[&str], draft: &mut Draft) -> bool {
     match words {
         ["bind", place, options @ ..] => {
-            if options.contains(&"ssl") {
-                draft.note(
-                    number,
-                    code,
-                    "`ssl` has no counterpart: TLS passes through, clients see the members' certificates",
-                );
-            } else if !options.is_empty() {
-                draft.note(number, code, format!("`{}` has no counterpart", options.join(" ")));
-            }
+            draft.note_listening(number, code, options);
             let found: Vec<_> = place.split(',').filter_map(bound).collect();
             front.binds.extend(&found);
             !found.is_empty()

@@ -139,15 +139,8 @@ fn of_upstream(
 fn of_server(server: &mut Server, number: usize, text: &str, words: &[&str], draft: &mut Draft) -> bool {
     match words {
         ["listen", place, options @ ..] => {
-            if options.contains(&"ssl") {
-                draft.note(
-                    number,
-                    text,
-                    "`ssl` has no counterpart: TLS passes through, clients see the members' certificates",
-                );
-            } else if let Some(option) = options.iter().find(|option| !LISTENS_HARMLESSLY.contains(option)) {
-                draft.note(number, text, format!("`{option}` has no counterpart"));
-            }
+            let said = options.iter().copied().filter(|option| !LISTENS_HARMLESSLY.contains(option));
+            draft.note_listening(number, text, &said.collect::<Vec<_>>());
             let found = match place.rsplit_once(':') {
                 Some((host, port)) => {
                     let host = host.trim_start_matches('[').trim_end_matches(']');

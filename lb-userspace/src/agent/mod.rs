@@ -24,6 +24,7 @@ pub mod log;
 mod memory;
 mod node;
 mod notify;
+mod open_files;
 mod pair;
 mod reload;
 mod report;

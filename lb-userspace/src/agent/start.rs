@@ -12,6 +12,7 @@ use super::{
     lock::Locks,
     memory,
     notify::Notifier,
+    open_files,
     state::Agent,
     sync::FlowSync,
     told::{Rings, Told},
@@ -35,6 +36,7 @@ pub(super) async fn start(
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    open_files::raise_limit();
     let network = Network::open().await?;
     if let Some(misfit) = fit::misfit(&loaded.config, network.mirror()) {
         return Err(Error::Config(misfit));

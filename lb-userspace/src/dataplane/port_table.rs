@@ -4,9 +4,13 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     mem::offset_of,
     os::fd::AsFd as _,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use aya::maps::MapData;
@@ -16,7 +20,6 @@ use lb_common::{
     claim::{Claim, State},
     maps::{ClientRoute, Forward, Gate, PORT_TABLE_LEN, PORT_TABLE_SLOTS, Record, name},
 };
-
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{error::Error, windows::Windows};
@@ -50,11 +53,7 @@ impl PortTable {
 
     /// Opens a table that exists.
     pub(super) fn open(map: &MapData) -> Result<Self, Error> {
-        let slots = PORT_TABLE_SLOTS as usize;
-        let records = Windows::new(map.fd().as_fd(), 0, slots);
-        let records = records.map_err(Error::call("map into memory", name::PORTS))?;
-        let forwards = Windows::new(map.fd().as_fd(), slots, slots);
-        let forwards = forwards.map_err(Error::call("map into memory", name::PORTS))?;
+        let (records, forwards) = halves(map).map_err(Error::call("map into memory", name::PORTS))?;
         let mut table = Self { records, forwards, wanted: BTreeSet::new(), waits: false };
         table.wanted = table.ports().filter(|&port| table.claim(port).is(State::Reserved)).collect();
         Ok(table)
@@ -248,6 +247,14 @@ impl Drop for Ports<'_> {
         self.table.close();
     }
 }
+
+/// The two halves of every slot, by one descriptor.
+fn halves(map: &MapData) -> io::Result<(Windows<Record>, Windows<Forward>)> {
+    let slots = PORT_TABLE_SLOTS as usize;
+    let map = Arc::new(map.fd().as_fd().try_clone_to_owned()?);
+    Ok((Windows::new(map.clone(), 0, slots)?, Windows::new(map, slots, slots)?))
+}
+
 /// A value's words of 64 bits, with their places.
 fn words<T: IntoBytes + Immutable>(value: &T) -> impl Iterator<Item = (usize, u64)> {
     let word = |octets: &[u8]| octets.try_into().map_or(0, u64::from_ne_bytes);

@@ -9,8 +9,11 @@
 use std::{
     cell::RefCell,
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -27,7 +30,7 @@ const TOGETHER: usize = 1 << 20;
 /// Elements of an array map (`BPF_F_MMAPABLE`), shared with the kernel, of which some are mapped.
 #[derive(Debug)]
 pub(super) struct Windows<T> {
-    map: OwnedFd,
+    map: Arc<OwnedFd>,
     /// Elements of the map before these.
     base: usize,
     len: usize,
@@ -56,7 +59,7 @@ impl<T: FromBytes + IntoBytes> Windows<T> {
     /// # Errors
     ///
     /// The kernel's: a map that is no mappable array, or that is smaller.
-    pub(super) fn new(map: BorrowedFd<'_>, base: usize, len: usize) -> io::Result<Self> {
+    pub(super) fn new(map: Arc<OwnedFd>, base: usize, len: usize) -> io::Result<Self> {
         let () = Self::IS_EVEN;
         let chunk = LEAST.max(page_size()) / size_of::<T>();
         let mapped = vec![false; len.div_ceil(chunk)];
@@ -65,7 +68,7 @@ impl<T: FromBytes + IntoBytes> Windows<T> {
         // is being used.
         let elements = unsafe { Shared::reserve(len) }?;
         let seen = RefCell::new(Seen { mapped, count: 0, next: 0, run: 0 });
-        let new = Self { map: map.try_clone_to_owned()?, base, len, chunk, elements, seen };
+        let new = Self { map, base, len, chunk, elements, seen };
         // Whether there is an end to look at is found out now.
         new.show(last, 1)?;
         new.seen.borrow_mut().count = 1;
@@ -183,8 +186,12 @@ mod tests {
             file.write_all_at(&(index as u64).to_ne_bytes(), (index * ELEMENT) as u64).unwrap();
         }
         file.set_len((LEN * ELEMENT) as u64).unwrap();
-        let windows = Windows::new(file.as_fd(), 0, LEN).unwrap();
+        let windows = Windows::new(descriptor(&file), 0, LEN).unwrap();
         (file, windows)
+    }
+
+    fn descriptor(file: &File) -> Arc<OwnedFd> {
+        Arc::new(file.as_fd().try_clone_to_owned().unwrap())
     }
 
     /// The first mapped chunk, and how many there are.
@@ -273,7 +280,7 @@ mod tests {
     #[test]
     fn a_part_of_a_map_begins_at_its_base() {
         let (file, _) = windows("part");
-        let part: Windows<Element> = Windows::new(file.as_fd(), 8192, LEN - 8192).unwrap();
+        let part: Windows<Element> = Windows::new(descriptor(&file), 8192, LEN - 8192).unwrap();
         assert_eq!((part.read(0)[0], part.read(20_000)[0]), (8192, 28_192));
     }
 

@@ -150,7 +150,7 @@ fn a_hundred_thousand_flows_go_from_node_to_node() {
             }
             println!(
                 "{new} flows from the tables of one node through the channel into those of another in {:?}, a \
-                 message of {MAX_PLAINTEXT} octets in {longest:?} at most (unoptimised build)",
+                 message of {MAX_PLAINTEXT} octets in {longest:?} at most (debug build)",
                 begun.elapsed()
             );
             assert_eq!(new, FLOWS);

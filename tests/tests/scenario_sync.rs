@@ -239,6 +239,28 @@ fn flows_of_a_backend_that_is_added_later_come_then() {
     drop(streams);
 }
 
+/// A node that starts has no tables until its members have been checked once; flows may have come by then.
+#[test]
+fn flows_that_come_before_the_members_are_checked() {
+    let scene = Scene::pair("sync_early");
+    let first = scene.start("lb1", &scene.text(&scene.config("lb1"), "lb1", "lb2", 200));
+    let mut streams: Vec<_> = (0..10).map(|_| scene.connect(CLIENT_PORT)).collect();
+    // Nobody answers there: the first round ends with the timeout.
+    let silent = SocketAddr::from(([10, 0, 1, 99], CLIENT_PORT));
+    let addresses = scene.servers.iter().map(EchoServer::address).chain([silent]);
+    let config = Config::echo(scene.lab.host("lb2")).numbered(addresses);
+    let text = scene.text(&config, "lb2", "lb1", 100).replace("timeout = \"200ms\"", "timeout = \"3s\"");
+    assert!(text.contains("timeout = \"3s\""), "{text}");
+    let mut second = scene.start("lb2", &text);
+    wait(&second, "all connections are known", |status| status["services"][0]["flows"] == 10);
+    let text = log(&mut second);
+    let at = |what: &str| text.find(what).unwrap();
+    assert!(at("all flows of the other node are here") < at("ready interface"), "{text}");
+    first.cli(&["failover"]).unwrap();
+    wait(&second, "active", |status| status["role"] == "active");
+    streams.iter_mut().for_each(exchange);
+}
+
 /// The second node may be there before the first one, restarted for its new role, is active: it is told of the connections from
 /// before all the same.
 #[test]

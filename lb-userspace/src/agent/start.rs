@@ -96,6 +96,7 @@ impl Agent {
     fn serve(&mut self) -> Result<(), Error> {
         self.hops.learn(self.network.mirror());
         // First what the program reads, then the program, then the interfaces it knows it is on.
+        let tables = self.plane.table_numbers();
         self.try_reconcile()?;
         self.plane.carry_flows()?;
         self.attachments.attach_all(&self.config, self.network.mirror(), &mut self.plane)?;
@@ -105,6 +106,8 @@ impl Agent {
         self.plane.keep();
         self.serving = true;
         self.node.look_again = true;
+        // Another node's flows may have come before there were tables for them.
+        self.sync_tables(&tables);
         // Only now: what it claims it can serve.
         self.follow_pair();
         self.try_reconcile()?;

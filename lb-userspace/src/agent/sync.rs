@@ -173,8 +173,8 @@ impl Agent {
         }
     }
 
-    /// The config has changed: other nodes are told of the services anew, and asked for the flows of tables that were not
-    /// there `before`.
+    /// There may be other services and tables: other nodes are told of the services anew, and asked for the flows of tables that
+    /// were not there `before`.
     pub(super) fn sync_tables(&mut self, before: &[u16]) {
         let services = self.sync_services();
         let tables = self.plane.table_numbers().into_iter().filter(|table| !before.contains(table));

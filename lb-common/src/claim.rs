@@ -31,7 +31,7 @@ pub enum State {
     Reserved = 5,
 }
 
-/// The backend's SYN-ACK was seen: the record's `expected_ack` is valid.
+/// The backend's SYN-ACK was seen: the record's `edge` is valid.
 pub const SYN_ACKED: u64 = 1 << 8;
 /// The client sent a FIN.
 pub const CLIENT_FIN: u64 = 1 << 9;
@@ -119,7 +119,8 @@ impl Claim {
         Self(self.0 & !STATE_MASK | state as u64)
     }
 
-    /// Established and no FIN seen: the fast path may handle the packet alone.
+    /// Established and no FIN seen: the established path may handle the backend's packets alone; the client's go by
+    /// the gate, which says the same.
     #[inline(always)]
     pub const fn is_plain_established(self) -> bool {
         self.0 as u32 & !(SYN_ACKED as u32) == State::Established as u32

@@ -4,7 +4,7 @@
 //! lie wherever the kernel put them. But nearly every flow has its client's own port as NAT port, so its backend's number is all
 //! that is missing, and that is guessed from two octets: so few that those of 30 flows share a cache line. The guess is verified
 //! by the slot itself, whose forward half names its client. A shortcut may be missing, out of date, or another flow's, and
-//! nothing but time is lost: `flows` is asked then.
+//! nothing but time is lost: `flows` is asked then, off the established path where there was a guess.
 
 use crate::{
     hash::SPREAD,

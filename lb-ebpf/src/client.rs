@@ -33,6 +33,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
             let is_adopted = claim.has(claim::ADOPTED);
             if packet.segment.is_syn() && (ended || is_adopted || claim.is(State::Closed)) {
                 // One that the balancer ended may still be there, and would hide the new one.
+                lookup::close(slot.forward, claim.generation());
                 let _gone_already = FLOWS.remove(key);
                 return tail_call(ctx, program::CHOOSE_INDEX);
             }
@@ -81,6 +82,8 @@ fn known(
     }
     let mut step = 0;
     if flow.flags & FLOW_DSR != 0 {
+        // SAFETY: `Link::parse` checked that the header lies in the frame. Nothing is sent there: any may be taken for usual.
+        flow.client_mac = unsafe { (*link.ethernet).source };
         step = unseen(segment, flow, record, claim);
     } else if segment.any(tcp::RST) {
         if segment.seq == record.last_ack || segment.seq == flow.edge {

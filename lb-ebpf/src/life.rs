@@ -57,8 +57,7 @@ fn step(said: &Change, entry: &Flow, flow: &mut Forward) -> Result<(), Refused> 
     let promotes =
         step & claim::HANDSHAKE_DONE != 0 && claim.is(State::HalfOpen) && after.is(State::Established);
     if promotes && !clients::enter(&said.key) {
-        let _the_slot_went_away = exchange(said, claim, claim::RESET);
-        return Err(Refused);
+        return refuse(said, claim);
     }
     // Once the flow has ended, its slot may be another's.
     let since = flow.since;
@@ -94,6 +93,11 @@ fn step(said: &Change, entry: &Flow, flow: &mut Forward) -> Result<(), Refused> 
         // An adopted flow's first answer may be its FIN.
         if step & FINS == 0 {
             lookup::open(flow, generation);
+            let now = record(said.backend, said.nat_port.get());
+            if now.is_none_or(|(_, claim)| !claim.is_plain_established()) {
+                // Whoever ended the flow just now found the gate closed still.
+                lookup::close(flow, generation);
+            }
             shortcut::leave(&said.key, said.backend, said.nat_port);
         }
         walk::complete(said.backend, said.key.service, Window::at(now), Window::of_stamp(since));
@@ -116,6 +120,16 @@ fn step(said: &Change, entry: &Flow, flow: &mut Forward) -> Result<(), Refused> 
         tell(said, if began { age_stamp(now) } else { since });
     }
     Ok(())
+}
+
+/// Closes a half-open flow, if it is that still: what another CPU has established meanwhile stays.
+#[inline(always)]
+fn refuse(said: &Change, claim: Claim) -> Result<(), Refused> {
+    let Some((record, _)) = record(said.backend, said.nat_port.get()) else { return Ok(()) };
+    // SAFETY: a live map value, aligned to 8.
+    let held =
+        unsafe { atomic::compare_exchange(&raw mut (*record).claim, claim.0, claim.after(claim::RESET).0) };
+    if held == claim.0 { Err(Refused) } else { Ok(()) }
 }
 
 /// What follows from a flow's begin or end for those who count and listen.

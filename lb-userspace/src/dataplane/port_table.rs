@@ -158,9 +158,10 @@ impl PortTable {
 
     /// Changes a claim if it still is what was read; whether it was.
     pub(super) fn change(&self, port: u16, from: Claim, to: Claim) -> bool {
-        let (acquire, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
+        // In one order with the gate, for the data plane too: it opens that and looks at the claim again.
+        let order = Ordering::SeqCst;
         let at = offset_of!(Record, claim);
-        self.u64(port, at, |word| word.compare_exchange(from.0, to.0, acquire, relaxed)).is_ok()
+        self.u64(port, at, |word| word.compare_exchange(from.0, to.0, order, order)).is_ok()
     }
 
     /// Writes both halves of a slot but its claim, which must be this process's own in state `Claiming`.
@@ -193,15 +194,17 @@ impl PortTable {
     /// From here on every packet of this generation's flow leaves the established path.
     pub(super) fn close_gate(&self, port: u16, generation: u32) {
         let (open, closed) = (Gate::open(generation).0, Gate::closed(generation).0);
-        let (acquire, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
+        let order = Ordering::SeqCst;
         // Where it is neither of the two the slot is another flow's, or it was closed before.
         let _ = self.forwards.u64(usize::from(port), offset_of!(Forward, gate), |gate| {
-            gate.compare_exchange(open, closed, acquire, relaxed)
+            gate.compare_exchange(open, closed, order, order)
         });
     }
 
-    /// Frees a port if its claim still is what was read; whether it was.
+    /// Frees a port if its claim, which is not established, still is what was read; whether it was. Whoever ended the flow may have
+    /// been killed before it closed the gate.
     pub(super) fn free(&self, port: u16, claim: Claim) -> bool {
+        self.close_gate(port, claim.generation());
         self.change(port, claim, Claim::new(State::Free, claim.generation()))
     }
 

@@ -261,6 +261,45 @@ fn flows_that_come_before_the_members_are_checked() {
     streams.iter_mut().for_each(exchange);
 }
 
+/// While the VIPs are held the agent restarts over maps of another size. The other node, which hears of it before the members are
+/// checked and the flows carried over, keeps every connection.
+#[test]
+fn the_other_node_keeps_all_while_flows_are_carried_over() {
+    let scene = Scene::pair("sync_migrate");
+    let silent = SocketAddr::from(([10, 0, 1, 99], CLIENT_PORT));
+    let text = |node: &str, other: &str, priority: u8, max_flows: u32| {
+        let addresses = scene.servers.iter().map(EchoServer::address).chain([silent]);
+        let config = Config::echo(scene.lab.host(node)).numbered(addresses);
+        let text = scene.text(&config, node, other, priority);
+        format!("max_flows = {max_flows}\n{}", text.replace("timeout = \"200ms\"", "timeout = \"2s\""))
+    };
+    let mut first = scene.start("lb1", &text("lb1", "lb2", 200, 4096));
+    let mut second = scene.start("lb2", &text("lb2", "lb1", 100, 4096));
+    wait_synced(&second);
+    wait(&first, "active", |status| status["role"] == "active");
+    let mut streams: Vec<_> = (0..10).map(|_| scene.connect(CLIENT_PORT)).collect();
+    wait(&second, "all connections are known", |status| status["services"][0]["flows"] == 10);
+    first.cli(&["hold", "--for", "20"]).unwrap();
+    first.write_config(&text("lb1", "lb2", 200, 8192)).unwrap();
+    first.stop().unwrap();
+    first.run().unwrap();
+    wait_synced(&first);
+    wait_synced(&second);
+    let status = second.status().unwrap();
+    assert_eq!(
+        (&status["services"][0]["flows"], &status["role"]),
+        (&10.into(), &"backup".into()),
+        "{status}"
+    );
+    let (of_first, of_second) = (log(&mut first), log(&mut second));
+    assert!(of_first.contains("flows are carried over"), "{of_first}");
+    assert!(!of_second.contains("to=\"active\""), "{of_second}");
+    streams.iter_mut().for_each(exchange);
+    first.cli(&["failover"]).unwrap();
+    wait(&second, "active", |status| status["role"] == "active");
+    streams.iter_mut().for_each(exchange);
+}
+
 /// The second node may be there before the first one, restarted for its new role, is active: it is told of the connections from
 /// before all the same.
 #[test]

@@ -160,7 +160,9 @@ impl Agent {
         }
         self.pair = Some(Pair::new(lease, vrrp));
         self.plane.set_owner(is_held);
-        if is_held {
+        // Where flows are being carried over the old program reads the old lease; and what this node told of its flows before they
+        // are here, its peer would believe.
+        if is_held && !self.plane.migrates() {
             self.follow_pair();
         }
         Ok(())

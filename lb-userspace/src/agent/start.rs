@@ -96,7 +96,7 @@ impl Agent {
     fn serve(&mut self) -> Result<(), Error> {
         self.hops.learn(self.network.mirror());
         // First what the program reads, then the program, then the interfaces it knows it is on.
-        let tables = self.plane.table_numbers();
+        let (tables, migrates) = (self.plane.table_numbers(), self.plane.migrates());
         self.try_reconcile()?;
         self.plane.carry_flows()?;
         self.attachments.attach_all(&self.config, self.network.mirror(), &mut self.plane)?;
@@ -106,8 +106,12 @@ impl Agent {
         self.plane.keep();
         self.serving = true;
         self.node.look_again = true;
-        // Another node's flows may have come before there were tables for them.
-        self.sync_tables(&tables);
+        // Another node's flows may have come before there were tables for them, or an end of one that is carried over.
+        if migrates {
+            self.begin_sync_anew("this node's flows were carried over to other maps; it begins anew");
+        } else {
+            self.sync_tables(&tables);
+        }
         // Only now: what it claims it can serve.
         self.follow_pair();
         self.try_reconcile()?;

@@ -194,6 +194,14 @@ impl Agent {
         self.pump();
     }
 
+    /// Both ends are to tell each other of all flows.
+    pub(super) fn begin_sync_anew(&mut self, reason: &str) {
+        let links = self.sync.iter().flat_map(|sync| &sync.peers).enumerate();
+        let open: Vec<_> =
+            links.filter(|(_, link)| link.stream.is_some()).map(|(number, _)| number).collect();
+        open.into_iter().for_each(|number| self.close(number, reason));
+    }
+
     /// Numbers of tables that stand for nothing any more.
     pub(super) fn forget_tables(&mut self, numbers: &[u16]) {
         let Some(sync) = &mut self.sync else { return };

@@ -15,7 +15,7 @@ use aya::maps::{Array, ArrayOfMaps, Map, MapData};
 use lb_common::{
     claim::{Claim, State},
     maps::{
-        self, BACKEND_USED, Backend, ClientKey, ClientLoad, Flow, FlowKey, Forward, LOAD_SLOTS, Load,
+        self, BACKEND_USED, Backend, ClientKey, ClientLoad, Flow, FlowKey, Forward, Gate, LOAD_SLOTS, Load,
         MAX_BACKENDS, PORT_TABLE_LEN, PORT_TABLE_SLOTS, Record, SERVICE_USED, Service, fields::FIELDS_LEN,
         name,
     },
@@ -221,29 +221,29 @@ impl Migration {
         for (number, old) in &self.tables {
             let Some(new) = tables.get(number) else { continue };
             let mut claims = vec![0; PORT_TABLE_SLOTS as usize];
-            let mut forwards = BTreeMap::new();
-            old.each_of(name::PORTS, PORT_TABLE_SLOTS..PORT_TABLE_LEN, |index, value| {
-                if !is_unused(value) {
-                    forwards.insert((word(index) - PORT_TABLE_SLOTS) as u16, convert(&forward, value));
-                }
-                Ok(())
-            })?;
+            let mut records: BTreeMap<u16, Record> = BTreeMap::new();
             old.each_of(name::PORTS, 0..PORT_TABLE_SLOTS, |port, value| {
-                if is_unused(value) {
-                    return Ok(());
-                }
-                let (port, value): (u16, Record) = (word(port) as u16, convert(&record, value));
-                let forward = forwards.get(&port).copied().unwrap_or_else(Forward::new_zeroed);
-                let claim = value.claim();
-                // A slot that is free keeps the number of its owners. What is being claimed just now is by the next pass, if
-                // something comes of it; what is reserved is so already.
-                if claim.is_live() || claim.is(State::Free) {
-                    new.fill(port, &value, &forward);
-                    new.change(port, new.claim(port), claim);
-                    claims[usize::from(port)] = value.claim;
+                if !is_unused(value) {
+                    let value: Record = convert(&record, value);
+                    // A slot that is free keeps the number of its owners. What is being claimed just now is by the next pass, if
+                    // something comes of it; what is reserved is so already.
+                    if value.claim().is_live() || value.claim().is(State::Free) {
+                        records.insert(word(port) as u16, value);
+                    }
                 }
                 Ok(())
             })?;
+            // The forward halves after the claims: what changes between the two has another claim in the next pass.
+            old.each_of(name::PORTS, PORT_TABLE_SLOTS..PORT_TABLE_LEN, |index, value| {
+                let port = (word(index) - PORT_TABLE_SLOTS) as u16;
+                if let Some(record) = records.get(&port) {
+                    new.fill(port, record, &in_step(record.claim(), convert(&forward, value)));
+                    new.change(port, new.claim(port), record.claim());
+                    claims[usize::from(port)] = record.claim;
+                }
+                Ok(())
+            })?;
+            new.close();
             self.copied.insert(*number, claims);
         }
         let (key, flow) = (mapping(&self.there, "FlowKey")?, mapping(&self.there, "Flow")?);
@@ -276,6 +276,11 @@ impl Migration {
 }
 
 impl DataPlane {
+    /// Whether maps of another layout are being carried over: their flows are not all here yet.
+    pub fn migrates(&self) -> bool {
+        self.migration.is_some()
+    }
+
     /// Before the new program is attached: where maps of another layout are carried over, copies their flows.
     ///
     /// # Errors
@@ -394,7 +399,7 @@ impl DataPlane {
         if !table.change(port, before, claiming) {
             return Ok(false);
         }
-        table.fill(port, record, forward);
+        table.fill(port, record, &in_step(claim, *forward));
         if let Err(error) = self.maps.flows.insert(key, flow, 0) {
             table.free(port, claiming);
             return Err(Error::map(name::FLOWS)(error));
@@ -417,6 +422,13 @@ impl DataPlane {
         }
         true
     }
+}
+
+/// A forward half whose gate is that of a claim.
+fn in_step(claim: Claim, forward: Forward) -> Forward {
+    let is_same = forward.gate().generation() == claim.generation();
+    let gate = if is_same && claim.is_plain_established() { Gate::open } else { Gate::closed };
+    Forward { gate: gate(claim.generation()).0, ..forward }
 }
 
 /// Where the pinned maps keep their fields.

@@ -378,6 +378,11 @@ impl Maps {
         self.forwards.get(&backend.into(), 0).unwrap().get(&half(port), 0).unwrap()
     }
 
+    pub(super) fn set_gate(&self, backend: u16, port: u16, gate: Gate) {
+        let forward = Forward { gate: gate.0, ..self.forward_of(backend, port) };
+        self.forwards.get(&backend.into(), 0).unwrap().set(half(port), forward, 0).unwrap();
+    }
+
     fn backend(&self, number: u32) -> Backend {
         self.backends.get(&number, 0).unwrap()
     }

@@ -5,7 +5,7 @@ use std::fs;
 use aya::maps::{Array, Map, MapData};
 use etcd_lb::dataplane::monotonic_ns;
 use lb_common::{
-    claim::{Claim, State},
+    claim::{CLIENT_FIN, Claim, SYN_ACKED, State},
     maps::{Gate, LOAD_TOTAL, Lease, Load, load_of_backend, load_of_service, name},
 };
 
@@ -129,6 +129,35 @@ fn what_happens_while_they_are_copied_is_brought_up_to_date() {
         assert_flows(&new, &[(0, 2000), (1, 3500)]);
         assert_eq!(loads(&new), [1, 1, 2, 2]);
         assert!(new.record(0, 2001).claim().is(State::Closed));
+    });
+}
+
+/// A claim may be read before, and its slot's other half after, a step of the old program.
+#[test]
+fn halves_that_were_read_at_different_times_are_put_in_step() {
+    run(|sandbox| {
+        let old = leave_flows(sandbox);
+        let now = monotonic_ns();
+        // Begun to close when the claim was read before, its gate after; and the other way round.
+        old.set_gate(0, 2000, Gate::closed(1));
+        let closing = Claim::new(State::Established, 1).with(CLIENT_FIN);
+        old.claim(0, 2001, closing, now);
+        // The slot's earlier owner's, when the claim was read; the next pass finds another one.
+        old.set_gate(1, 3000, Gate::open(0));
+        let mut plane = sandbox.open_for(MAX_FLOWS * 2).unwrap();
+        plane.reconcile(&desired(&[1, 2])).unwrap();
+        plane.carry_flows().unwrap();
+        let new = pinned(sandbox);
+        assert_eq!(new.forward_of(0, 2000).gate(), Gate::open(1));
+        assert_eq!(new.forward_of(0, 2001).gate(), Gate::closed(1));
+        assert_eq!(new.forward_of(1, 3000).gate(), Gate::closed(1));
+        old.claim(0, 2000, closing, now);
+        old.claim(1, 3000, Claim::new(State::Established, 1).with(SYN_ACKED), now);
+        old.set_gate(1, 3000, Gate::open(1));
+        plane.carry_rest().unwrap();
+        assert_eq!(new.forward_of(0, 2000).gate(), Gate::closed(1));
+        assert_eq!(new.forward_of(1, 3000).gate(), Gate::open(1));
+        assert_eq!(plane.census().total.established, 3);
     });
 }
 

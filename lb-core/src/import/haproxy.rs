@@ -297,12 +297,16 @@ fn server_options(
     let health = &mut pool.health;
     let mut words = options.iter();
     let mut verifies = true;
+    let (mut by_tls, mut elsewhere) = (false, false);
     while let Some(word) = words.next() {
         let mut value = || words.next().copied().unwrap_or_default();
         match *word {
             "check" => pool.checks = true,
             "check-ssl" => pool.checks_by_tls = true,
-            "port" => health.port = value().parse().ok(),
+            "port" => {
+                elsewhere = true;
+                health.port = value().parse().ok();
+            }
             "verify" => verifies = value() != "none",
             "ca-file" => health.ca_file = Some(value().to_owned()),
             "crt" => health.pem_file = Some(value().to_owned()),
@@ -311,9 +315,8 @@ fn server_options(
             "fall" => health.fall = value().parse().ok(),
             "weight" => backend.weight = value().parse().ok().filter(|weight| *weight > 0),
             "maxconn" => backend.max_connections = value().parse().ok(),
-            // Its checks speak TLS then, too.
             "ssl" => {
-                pool.checks_by_tls = true;
+                by_tls = true;
                 draft.note(
                     number,
                     code,
@@ -323,6 +326,7 @@ fn server_options(
             "addr" | "alpn" | "check-alpn" | "check-sni" | "cookie" | "downinter" | "error-limit"
             | "fastinter" | "id" | "init-addr" | "maxqueue" | "observe" | "on-error" | "resolve-prefer"
             | "resolvers" | "slowstart" | "sni" | "source" | "track" => {
+                elsewhere |= *word == "addr";
                 let value = value();
                 draft.note(number, code, format!("`{word} {value}` has no counterpart"));
             }
@@ -331,6 +335,8 @@ fn server_options(
             other => draft.note(number, code, format!("`{other}` has no counterpart")),
         }
     }
+    // HAProxy's checks speak TLS where its connections do, unless they go elsewhere: then `check-ssl` says so.
+    pool.checks_by_tls |= by_tls && !elsewhere;
     if !verifies {
         draft.note(number, code, "`verify none`: certificates are always verified here; give ca_file");
     }

@@ -102,6 +102,21 @@ fn a_proxy_that_ends_tls() {
 }
 
 #[test]
+fn checks_that_go_elsewhere_speak_tls_only_if_it_says_so() {
+    let server = |options: &str| {
+        let text = HAPROXY.replace("option tcp-check", "option httpchk GET /health");
+        let text =
+            text.replace("check inter", &format!("check ssl ca-file /ca.crt port 2381 {options} inter"));
+        let text = import(Kind::Haproxy, &text, &given(Some("10.0.1.100"))).unwrap();
+        config(&text);
+        text
+    };
+    let (plain, by_tls) = (server(""), server("check-ssl"));
+    assert!(plain.contains("kind = \"http\"") && !plain.contains("ca_file = "), "{plain}");
+    assert!(by_tls.contains("kind = \"http\"") && by_tls.contains("ca_file = \"/ca.crt\""), "{by_tls}");
+}
+
+#[test]
 fn nginx_as_a_stream_proxy() {
     let text = import(Kind::Nginx, NGINX, &given(Some("10.0.1.100"))).unwrap();
     let config = config(&text);

@@ -47,7 +47,7 @@ impl Agent {
         }
         let ours: Vec<IpAddr> =
             self.config.services.iter().flat_map(|service| [service.vip, service.source_address]).collect();
-        // Up to 600 ms, in which no flip is acted upon, and only when a VIP is new.
+        // Up to 150 ms, in which no flip is acted upon, and only when a VIP is new.
         fit::vips_are_free(&loaded.config, self.network.mirror(), &ours)
             .await
             .map_err(|error| error.to_string())?;

@@ -12,7 +12,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -26,6 +26,11 @@ const LEAST: usize = 16 << 10;
 const MOST: usize = 256 << 10;
 /// Octets that are mapped at most, until all are let go.
 const TOGETHER: usize = 1 << 20;
+/// Pieces that the windows of a process have mapped together. Each is up to two mappings to the kernel, of which a process may have
+/// 65,530 unless told otherwise (`vm.max_map_count`).
+const PIECES: usize = 16_384;
+/// How many there are.
+static PIECES_NOW: AtomicUsize = AtomicUsize::new(0);
 
 /// Elements of an array map (`BPF_F_MMAPABLE`), shared with the kernel, of which some are mapped.
 #[derive(Debug)]
@@ -45,6 +50,8 @@ pub(super) struct Windows<T> {
 struct Seen {
     mapped: Vec<bool>,
     count: usize,
+    /// How often some were mapped: so many pieces they are.
+    pieces: usize,
     /// The chunk after the last one that was mapped, and how many were mapped with that.
     next: usize,
     run: usize,
@@ -67,7 +74,7 @@ impl<T: FromBytes + IntoBytes> Windows<T> {
         // SAFETY: `at` alone uses elements, of a chunk that `seen` says is mapped, and `close` lets go of all of them when none
         // is being used.
         let elements = unsafe { Shared::reserve(len) }?;
-        let seen = RefCell::new(Seen { mapped, count: 0, next: 0, run: 0 });
+        let seen = RefCell::new(Seen { mapped, count: 0, pieces: 0, next: 0, run: 0 });
         let new = Self { map, base, len, chunk, elements, seen };
         // Whether there is an end to look at is found out now.
         new.show(last, 1)?;
@@ -127,7 +134,8 @@ impl<T: FromBytes + IntoBytes> Windows<T> {
         let most = MOST / (self.chunk * size_of::<T>());
         let run = if in_order { (seen.run * 2).clamp(1, most.max(1)) } else { 1 };
         let run = run.min(seen.mapped.len() - chunk);
-        if (seen.count + run) * self.chunk * size_of::<T>() > TOGETHER {
+        let too_many = PIECES_NOW.load(Ordering::Relaxed) >= PIECES;
+        if too_many || (seen.count + run) * self.chunk * size_of::<T>() > TOGETHER {
             self.let_go(seen);
         }
         if let Err(error) = self.show(chunk, run) {
@@ -135,6 +143,8 @@ impl<T: FromBytes + IntoBytes> Windows<T> {
             // with, as when the allocator finds none: packets do not need it.
             panic!("elements from {} on cannot be mapped into memory: {error}", chunk * self.chunk);
         }
+        seen.pieces += 1;
+        PIECES_NOW.fetch_add(1, Ordering::Relaxed);
         for mapped in &mut seen.mapped[chunk..chunk + run] {
             seen.count += usize::from(!*mapped);
             *mapped = true;
@@ -150,6 +160,7 @@ impl<T: FromBytes + IntoBytes> Windows<T> {
         if unsafe { self.elements.hide() }.is_ok() {
             seen.mapped.fill(false);
             seen.count = 0;
+            PIECES_NOW.fetch_sub(std::mem::take(&mut seen.pieces), Ordering::Relaxed);
         }
     }
 
@@ -157,6 +168,12 @@ impl<T: FromBytes + IntoBytes> Windows<T> {
         let first = chunk * self.chunk;
         let count = (run * self.chunk).min(self.len - first);
         self.elements.show(self.map.as_fd(), (first, count), self.base + first)
+    }
+}
+
+impl<T> Drop for Windows<T> {
+    fn drop(&mut self) {
+        PIECES_NOW.fetch_sub(self.seen.get_mut().pieces, Ordering::Relaxed);
     }
 }
 

@@ -19,7 +19,7 @@ use crate::packet;
 /// Probes sent: PROBE_NUM of RFC 5227 section 1.1.
 const PROBES: u32 = 3;
 /// Between two probes, and after the last. RFC 5227 waits 1 to 2 s and RFC 4862 one, for media that lose frames and
-/// stacks that sleep; a switched network answers within a millisecond, and every start waits for this.
+/// stacks that sleep; a switched network answers within a millisecond, and a start or reload waits for this.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Shortest Ethernet frame without FCS.
 pub(super) const MIN_FRAME: usize = 60;

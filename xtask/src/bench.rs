@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Also write docs/benchmarks.md, or another file like it
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Also say in which ratios an earlier run, as --json wrote it, agrees
+    #[arg(long, value_name = "FILE")]
+    earlier: Option<PathBuf>,
 }
 
 /// Builds release binaries, and an object with the program that benchmarks run the others by; runs the benchmark.
@@ -48,7 +51,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut bench = Command::new(target_dir.join("release").join("etcd-lb-bench"));
     bench.arg(&object).args(&options.names);
     bench.args(options.quick.then_some("--quick")).args(options.gro.then_some("--gro"));
-    for (option, file) in [("--json", &options.json), ("--markdown", &options.markdown)] {
+    let files =
+        [("--json", &options.json), ("--markdown", &options.markdown), ("--earlier", &options.earlier)];
+    for (option, file) in files {
         if let Some(file) = file {
             bench.arg(option).arg(file);
         }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: etcd-lb and others, measured side by side.
 
+mod agreement;
 mod cpu;
 mod etcd;
 mod haproxy;
@@ -23,6 +24,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 
 use crate::{
+    agreement::{Agreement, Earlier},
     machine::Machine,
     report::{Report, Row},
     site::Site,
@@ -47,6 +49,9 @@ struct Options {
     /// Write the document with the table
     #[arg(long)]
     markdown: Option<PathBuf>,
+    /// Say whether an earlier run's JSON agrees
+    #[arg(long)]
+    earlier: Option<PathBuf>,
 }
 
 /// Rows that are measured together.
@@ -91,6 +96,8 @@ impl Effort {
 
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
+    // Before half an hour of measuring.
+    let earlier = options.earlier.as_deref().map(Earlier::read).transpose()?;
     let binary = etcd_lb_tests::balancer::binary()?;
     let version =
         std::process::Command::new(&binary).arg("--version").output().context("etcd-lb --version")?;
@@ -110,12 +117,16 @@ fn main() -> Result<ExitCode> {
     let Bench { options, mut report, .. } = bench;
     report.seconds = begun.elapsed().as_secs_f64();
     println!("{}", report.table());
+    let agreement = earlier.map(|earlier| Agreement::of(&report, &earlier));
+    if let Some(agreement) = &agreement {
+        println!("{agreement}");
+    }
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report.json())?;
         fs::write(path, text + "\n").with_context(|| format!("{}", path.display()))?;
     }
     if let Some(path) = &options.markdown {
-        fs::write(path, markdown::document(&report, options.quick))
+        fs::write(path, markdown::document(&report, agreement.as_ref(), options.quick))
             .with_context(|| format!("{}", path.display()))?;
     }
     Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

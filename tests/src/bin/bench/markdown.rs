@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Line, Report};
+use crate::{
+    agreement::Agreement,
+    report::{Line, Report},
+};
 
 /// What is said before the table.
 const METHOD: &str = include_str!("method.md");
@@ -21,7 +24,7 @@ const GROUPS: [(&str, &str); 9] = [
 ];
 
 /// The whole document.
-pub fn document(report: &Report, quick: bool) -> String {
+pub fn document(report: &Report, agreement: Option<&Agreement>, quick: bool) -> String {
     let mut text = METHOD.to_owned();
     let _ = writeln!(text, "## Figures of one run\n");
     if quick {
@@ -50,6 +53,9 @@ pub fn document(report: &Report, quick: bool) -> String {
             }
         }
         text.push('\n');
+    }
+    if let Some(agreement) = agreement {
+        let _ = writeln!(text, "### The run before it\n\n{agreement}");
     }
     text.truncate(text.trim_end().len());
     text.push('\n');

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     machine::Machine,
     peers::OURS,
-    stats::{Ratio, Summary},
+    stats::{Range, Ratio, Summary},
 };
 
 /// A figure of all who were measured.
@@ -130,7 +130,7 @@ impl Report {
                         let ratio = match (&ours, &summary) {
                             (Some(ours), Some(other)) if who != OURS => match Ratio::of(ours, other) {
                                 Ratio::Times(times) => json!({ "times": times }),
-                                Ratio::Unclear { low, high } => json!({ "low": low, "high": high }),
+                                Ratio::Unclear(Range { low, high }) => json!({ "low": low, "high": high }),
                                 Ratio::Meaningless => Value::Null,
                             },
                             _ => Value::Null,

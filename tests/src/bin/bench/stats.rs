@@ -42,7 +42,7 @@ pub enum Ratio {
     /// Of the medians.
     Times(f64),
     /// The middle halves of the rounds overlap: the rounds cannot tell the two apart. Between these it lies.
-    Unclear { low: f64, high: f64 },
+    Unclear(Range),
     /// The other figure's middle half reaches zero or below, or there are fewer than three rounds.
     Meaningless,
 }
@@ -56,7 +56,7 @@ impl Ratio {
         if too_few || other.low <= 0.0 || this.low < 0.0 {
             Self::Meaningless
         } else if this.overlaps(other) {
-            Self::Unclear { low: this.low / other.high, high: this.high / other.low }
+            Self::Unclear(Range::between(this, other))
         } else {
             Self::Times(this.median / other.median)
         }
@@ -67,9 +67,37 @@ impl std::fmt::Display for Ratio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Times(times) => write!(f, "{times:.2} ×"),
-            Self::Unclear { low, high } => write!(f, "≈ ({low:.2} to {high:.2})"),
+            Self::Unclear(range) => write!(f, "≈ ({range})"),
             Self::Meaningless => write!(f, "–"),
         }
+    }
+}
+
+/// Where a ratio lies by the middle halves of both figures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Range {
+    pub low: f64,
+    pub high: f64,
+}
+
+impl Range {
+    /// None where a ratio would be [`Ratio::Meaningless`].
+    pub fn of(this: &Summary, other: &Summary) -> Option<Self> {
+        (Ratio::of(this, other) != Ratio::Meaningless).then(|| Self::between(this, other))
+    }
+
+    fn between(this: &Summary, other: &Summary) -> Self {
+        Self { low: this.low / other.high, high: this.high / other.low }
+    }
+
+    pub fn meets(&self, other: &Self) -> bool {
+        self.low <= other.high && other.low <= self.high
+    }
+}
+
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.2} to {:.2}", self.low, self.high)
     }
 }
 
@@ -110,7 +138,7 @@ mod tests {
     #[test]
     fn overlapping_middle_halves_have_no_ratio() {
         let ratio = Ratio::of(&summary(&[1.0, 2.0, 3.0]), &summary(&[2.0, 3.0, 4.0]));
-        assert_eq!(ratio, Ratio::Unclear { low: 1.5 / 3.5, high: 2.5 / 2.5 });
+        assert_eq!(ratio, Ratio::Unclear(Range { low: 1.5 / 3.5, high: 2.5 / 2.5 }));
         assert!(ratio.to_string().starts_with('≈'));
     }
 
@@ -119,6 +147,18 @@ mod tests {
         let some = summary(&[1.0, 1.0, 1.0]);
         assert_eq!(Ratio::of(&some, &summary(&[-1.0, 0.0, 5.0])), Ratio::Meaningless);
         assert_eq!(Ratio::of(&summary(&[-1.0, -1.0, -1.0]), &some), Ratio::Meaningless);
+    }
+
+    #[test]
+    fn ranges_meet_or_do_not() {
+        let range = |this: [f64; 3]| Range::of(&summary(&this), &summary(&[1.0, 1.0, 1.0]));
+        let (low, high) = (range([2.0, 2.0, 2.0]).unwrap(), range([2.0, 3.0, 4.0]).unwrap());
+        assert_eq!(
+            (low.to_string(), high.to_string()),
+            ("2.00 to 2.00".to_owned(), "2.50 to 3.50".to_owned())
+        );
+        assert!(!low.meets(&high) && !high.meets(&low) && high.meets(&high));
+        assert_eq!(range([-1.0, -1.0, -1.0]), None);
     }
 
     #[test]

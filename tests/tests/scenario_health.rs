@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use etcd_lb_tests::{
     Balancer, CLIENT_PORT, Cluster, Config, Host, Lab, Member, Role, Topology, VIP,
     etcd::Setup,
@@ -25,6 +25,8 @@ const AFTERWARDS: Duration = Duration::from_secs(2);
 const PROMISE: Duration = Duration::from_millis(1500);
 /// What two shared cores may add.
 const NOISE: Duration = Duration::from_secs(2);
+/// Two checks that run into their timeouts of 500 ms, 500 ms apart, and as much again.
+const SETTLED: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
@@ -86,6 +88,25 @@ impl Scene {
         for name in ["etcd-1", "etcd-2", "etcd-3"] {
             self.balancer.wait_backend(name, "healthy", LIMIT).unwrap();
         }
+    }
+
+    /// A member that comes back to its cluster may start an election, in which another one fails: waits until that is over, as it is
+    /// once no verdict was bad for longer than two checks last.
+    fn wait_members_settled(&self) {
+        let mut good_since = Instant::now();
+        eventually(LIMIT, "members settled", || {
+            let healthy = ["etcd-1", "etcd-2", "etcd-3"].map(|name| self.backend(name));
+            for backend in healthy {
+                let backend = backend?;
+                if backend["state"] != "healthy" {
+                    good_since = Instant::now();
+                    bail!("{backend}");
+                }
+            }
+            ensure!(good_since.elapsed() > SETTLED, "only since {:?}", good_since.elapsed());
+            Ok(())
+        })
+        .unwrap();
     }
 
     fn service(&self) -> Result<Value> {
@@ -271,7 +292,7 @@ fn one_member(name: &str, version: Version) {
         let words = ["no leader", "range: timed out", "a linearizable read is refused"];
         scene.lose(event, &victim, &words, |scene| isolate(scene.lab.host(&victim)));
         scene.lab.host(&victim).output("nft", &["delete table inet cut"]).unwrap();
-        scene.wait_members_healthy();
+        scene.wait_members_settled();
     }
 
     let victim = scene.follower();

@@ -1,6 +1,6 @@
 //! From the config file to a running loop, each step before the one that could hurt.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -79,10 +79,17 @@ pub(super) async fn start(
     Ok((agent, rings, commands))
 }
 
+/// Longest time that serving waits for the MACs of routers toward clients. A router that lives answers within milliseconds; without
+/// its MAC, flows begin by the router that their packets came by.
+const ROUTERS_PATIENCE: Duration = Duration::from_millis(500);
+
 impl Agent {
     /// Attaches and says so, once the first round of probes has ended.
     pub(super) async fn serve_if_ready(&mut self) -> Result<(), Error> {
         if self.serving || !self.discoveries.first_round_ended() || !self.checks.first_round_ended() {
+            return Ok(());
+        }
+        if !self.hops.routers_are_known() && self.begun.elapsed() < ROUTERS_PATIENCE {
             return Ok(());
         }
         let made = self.make_node_link().await;

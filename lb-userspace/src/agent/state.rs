@@ -75,6 +75,8 @@ pub(super) struct Agent {
     pub(super) attachments: Attachments,
     /// For each service: failing open now.
     pub(super) failing_open: Vec<bool>,
+    /// When it began.
+    pub(super) begun: Instant,
     /// The first round of probes has ended and the program is attached.
     pub(super) serving: bool,
     /// The last reconciliation failed: to be tried again.
@@ -148,6 +150,7 @@ impl Agent {
             drains,
             attachments: Attachments::default(),
             failing_open,
+            begun: Instant::now(),
             serving: false,
             unreconciled: false,
             reloaded: Reloaded::now(),

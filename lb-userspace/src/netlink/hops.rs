@@ -99,6 +99,11 @@ impl Hops {
         Some(self.routes.get(&destination)?.as_ref().ok()?.ifindex)
     }
 
+    /// Whether a MAC is known for each router toward clients.
+    pub fn routers_are_known(&self) -> bool {
+        self.routers.iter().all(|key| self.known.contains_key(key))
+    }
+
     /// Whether a MAC is known for each router, and for each destination that has a route.
     pub fn complete(&self) -> bool {
         self.neighbours().iter().all(|key| self.known.contains_key(key))

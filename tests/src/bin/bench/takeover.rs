@@ -59,10 +59,10 @@ pub fn takeover(effort: Effort, keepalived: bool) -> Result<Vec<Row>> {
     // They wait most of the time, and so all do at the same time.
     let mut runs = Vec::new();
     for interval in INTERVALS {
-        let ours = move || measure(&mut Ours::start(interval), effort);
+        let ours = move || measure(&mut Ours::start(interval), interval, effort);
         runs.push((interval, OURS, thread::spawn(ours)));
         if keepalived {
-            let theirs = move || measure(&mut Theirs::start(interval)?, effort);
+            let theirs = move || measure(&mut Theirs::start(interval)?, interval, effort);
             runs.push((interval, "keepalived + HAProxy", thread::spawn(theirs)));
         }
     }
@@ -87,9 +87,14 @@ pub fn takeover(effort: Effort, keepalived: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn measure(nodes: &mut impl Nodes, effort: Effort) -> Result<Found> {
+/// `interval` in ms.
+fn measure(nodes: &mut impl Nodes, interval: u32, effort: Effort) -> Result<Found> {
     let mut found = Found::default();
-    for _ in 0..effort.pick(1, 5) {
+    let rounds = effort.pick(1, 5);
+    for round in 0..rounds {
+        // When a pair is ready follows from its advertisements. Whoever is asked at the same time after one each round would be
+        // measured by that: the rounds' events are spread over the interval between two.
+        let later = Duration::from_millis(interval.into()) * round / rounds;
         for ((event, title), (took, broken)) in EVENTS.into_iter().zip(&mut found) {
             let vip = SocketAddr::from((VIP, CLIENT_PORT));
             let busy = eventually(LIMIT, "clients connect", || {
@@ -97,6 +102,7 @@ fn measure(nodes: &mut impl Nodes, effort: Effort) -> Result<Found> {
             })?;
             busy.wait_progress(5, LIMIT)?;
             nodes.ready(CLIENTS)?;
+            thread::sleep(later);
             let since = Instant::now();
             nodes.cause(event).context(title)?;
             let other = nodes.macs()[1];

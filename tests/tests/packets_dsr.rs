@@ -110,6 +110,8 @@ fn ipv6_tags_and_a_moved_client_are_no_different() {
         assert_eq!(ran.frame[18..], frame.build()[14..], "{step}: the packet is as it was");
     }
     assert!(program.record(3, CLIENT6.1).claim().is(State::Established));
+    // The next packet from there is on the established path.
+    assert_eq!(program.forward(3, CLIENT6.1).client_mac, moved);
 }
 
 #[test]

@@ -47,6 +47,17 @@ impl Scene {
         config.pair_text((self.lab.host(node), self.lab.host(other)), priority, INTERVAL, &self.key)
     }
 
+    /// With a backend more where nobody answers, so that the first round of checks lasts.
+    fn text_of_slow(&self, node: &str, other: &str, priority: u8) -> String {
+        let silent = SocketAddr::from(([10, 0, 1, 99], CLIENT_PORT));
+        let addresses = self.servers.iter().map(EchoServer::address).chain([silent]);
+        let config = Config::echo(self.lab.host(node)).numbered(addresses);
+        let text = self.text(&config, node, other, priority);
+        let slow = text.replace("timeout = \"200ms\"", "timeout = \"3s\"");
+        assert_ne!(text, slow);
+        slow
+    }
+
     fn start(&self, node: &str, text: &str) -> Balancer {
         Balancer::start(self.lab.host(node), text).unwrap()
     }
@@ -245,13 +256,7 @@ fn flows_that_come_before_the_members_are_checked() {
     let scene = Scene::pair("sync_early");
     let first = scene.start("lb1", &scene.text(&scene.config("lb1"), "lb1", "lb2", 200));
     let mut streams: Vec<_> = (0..10).map(|_| scene.connect(CLIENT_PORT)).collect();
-    // Nobody answers there: the first round ends with the timeout.
-    let silent = SocketAddr::from(([10, 0, 1, 99], CLIENT_PORT));
-    let addresses = scene.servers.iter().map(EchoServer::address).chain([silent]);
-    let config = Config::echo(scene.lab.host("lb2")).numbered(addresses);
-    let text = scene.text(&config, "lb2", "lb1", 100).replace("timeout = \"200ms\"", "timeout = \"3s\"");
-    assert!(text.contains("timeout = \"3s\""), "{text}");
-    let mut second = scene.start("lb2", &text);
+    let mut second = scene.start("lb2", &scene.text_of_slow("lb2", "lb1", 100));
     wait(&second, "all connections are known", |status| status["services"][0]["flows"] == 10);
     let text = log(&mut second);
     let at = |what: &str| text.find(what).unwrap();
@@ -266,21 +271,15 @@ fn flows_that_come_before_the_members_are_checked() {
 #[test]
 fn the_other_node_keeps_all_while_flows_are_carried_over() {
     let scene = Scene::pair("sync_migrate");
-    let silent = SocketAddr::from(([10, 0, 1, 99], CLIENT_PORT));
-    let text = |node: &str, other: &str, priority: u8, max_flows: u32| {
-        let addresses = scene.servers.iter().map(EchoServer::address).chain([silent]);
-        let config = Config::echo(scene.lab.host(node)).numbered(addresses);
-        let text = scene.text(&config, node, other, priority);
-        format!("max_flows = {max_flows}\n{}", text.replace("timeout = \"200ms\"", "timeout = \"2s\""))
-    };
-    let mut first = scene.start("lb1", &text("lb1", "lb2", 200, 4096));
-    let mut second = scene.start("lb2", &text("lb2", "lb1", 100, 4096));
+    let mut first = scene.start("lb1", &scene.text_of_slow("lb1", "lb2", 200));
+    let mut second = scene.start("lb2", &scene.text_of_slow("lb2", "lb1", 100));
     wait_synced(&second);
     wait(&first, "active", |status| status["role"] == "active");
     let mut streams: Vec<_> = (0..10).map(|_| scene.connect(CLIENT_PORT)).collect();
     wait(&second, "all connections are known", |status| status["services"][0]["flows"] == 10);
     first.cli(&["hold", "--for", "20"]).unwrap();
-    first.write_config(&text("lb1", "lb2", 200, 8192)).unwrap();
+    let other_size = format!("max_flows = 8192\n{}", scene.text_of_slow("lb1", "lb2", 200));
+    first.write_config(&other_size).unwrap();
     first.stop().unwrap();
     first.run().unwrap();
     wait_synced(&first);

@@ -27,7 +27,7 @@ pub(crate) struct Options {
     /// Also write docs/benchmarks.md, or another file like it
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
-    /// Also say in which ratios an earlier run, as --json wrote it, agrees
+    /// Also say in which ratios an earlier run on this machine, as --json wrote it, agrees
     #[arg(long, value_name = "FILE")]
     earlier: Option<PathBuf>,
 }

@@ -115,7 +115,7 @@ impl Agent {
         self.node.look_again = true;
         // Another node's flows may have come before there were tables for them, or an end of one that is carried over.
         if migrates {
-            self.begin_sync_anew("this node's flows were carried over to other maps; it begins anew");
+            self.tell_all_anew();
         } else {
             self.sync_tables(&tables);
         }

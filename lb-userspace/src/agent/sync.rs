@@ -180,26 +180,36 @@ impl Agent {
         let tables = self.plane.table_numbers().into_iter().filter(|table| !before.contains(table));
         let places: Vec<_> = tables.filter_map(|table| self.plane.place(table)).collect();
         let Some(sync) = &mut self.sync else { return };
-        let mut outdated = Vec::new();
-        for (number, link) in sync.peers.iter_mut().enumerate() {
-            let Some(stream) = &mut link.stream else { continue };
-            if stream.peer.services() != services {
-                outdated.push(number);
-            }
+        for stream in sync.peers.iter_mut().filter_map(|link| link.stream.as_mut()) {
             places.iter().for_each(|place| stream.peer.say(Message::Want(*place)));
         }
-        for number in outdated {
-            self.close(number, "this node's services have changed; it begins anew");
-        }
+        self.begin_sync_anew("this node's services have changed", |stream| {
+            stream.peer.services() != services
+        });
         self.pump();
     }
 
-    /// Both ends are to tell each other of all flows.
-    pub(super) fn begin_sync_anew(&mut self, reason: &str) {
+    /// Both nodes are to tell each other of all flows, where other maps count now.
+    pub(super) fn tell_all_anew(&mut self) {
+        self.begin_sync_anew("this node's flows were carried over to other maps", |_| true);
+    }
+
+    /// Ends streams as planned: they come again, and begin with everything.
+    fn begin_sync_anew(&mut self, why: &str, which: impl Fn(&Stream) -> bool) {
+        for number in self.streams(which) {
+            let Some(link) = self.sync.as_mut().and_then(|sync| sync.peers.get_mut(number)) else { continue };
+            info!(peer = %link.address, why, "flow sync begins anew");
+            self.events.note("sync", link.address.to_string(), format!("begins anew: {why}"));
+            link.stream = None;
+            self.follow_streams();
+        }
+    }
+
+    /// Numbers of peers whose streams are such.
+    fn streams(&self, which: impl Fn(&Stream) -> bool) -> Vec<usize> {
         let links = self.sync.iter().flat_map(|sync| &sync.peers).enumerate();
-        let open: Vec<_> =
-            links.filter(|(_, link)| link.stream.is_some()).map(|(number, _)| number).collect();
-        open.into_iter().for_each(|number| self.close(number, reason));
+        let such = links.filter(|(_, link)| link.stream.as_ref().is_some_and(&which));
+        such.map(|(number, _)| number).collect()
     }
 
     /// Numbers of tables that stand for nothing any more.
@@ -333,15 +343,7 @@ impl Agent {
 
     /// What is due now and then.
     pub(super) fn tick_sync(&mut self) {
-        let Some(sync) = &self.sync else { return };
-        let dead: Vec<usize> = sync
-            .peers
-            .iter()
-            .enumerate()
-            .filter(|(_, link)| link.stream.as_ref().is_some_and(|stream| stream.peer.is_dead(now())))
-            .map(|(number, _)| number)
-            .collect();
-        for number in dead {
+        for number in self.streams(|stream| stream.peer.is_dead(now())) {
             self.close(number, "the other node has been silent for too long");
         }
         self.mark_lost();

@@ -1,8 +1,9 @@
 //! Ending flows at both ends.
 //!
 //! A flow is ended by its claim (`ENDED`), and stops counting as established at once. From then on the data plane answers
-//! whatever either end says with an exact RST: the backend from the claim on, the client from the gate's closing. So it does from the instant that a backend's epoch is raised; the agent
-//! follows with the claims. Then both ends are told: see [`super::farewell`].
+//! whatever either end says with an exact RST: the backend from the claim on, the client from the gate's closing. So it does
+//! from the instant that a backend's epoch is raised; the agent follows with the claims. Then both ends are told: see
+//! [`super::farewell`].
 //!
 //! The NAT port rests for as long as one in TIME_WAIT: the backend may hold the connection yet.
 

@@ -71,8 +71,11 @@ fn a_sweep_frees_what_is_over_and_leaves_the_rest() {
         maps.claim(0, 2004, Claim::new(State::Closed, 1).with(FREE_AT_ONCE), ago(3));
         maps.flow(0, 2005, State::Established, ago(7000));
         maps.claim(0, 2006, Claim::new(State::Claiming, 1), ago(3));
+        // Whoever closed it was killed before it closed the gate too.
+        maps.set_gate(0, 2002, Gate::open(1));
 
         assert_eq!(plane.sweep(now).unwrap().ports_freed, 3);
+        assert_eq!(maps.forward_of(0, 2002).gate(), Gate::closed(1));
         let states = |port| maps.record(0, port).claim();
         for port in [2000, 2002, 2004] {
             assert_eq!(states(port), Claim::new(State::Free, 1), "{port}: free, in the same generation");

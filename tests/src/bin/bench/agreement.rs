@@ -1,4 +1,4 @@
-//! Whether two runs on one machine say the same.
+//! Whether two runs say the same, as those on one machine should.
 
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 
@@ -102,7 +102,7 @@ impl fmt::Display for Agreement {
         let agreed = self.both - self.apart.len();
         writeln!(
             f,
-            "An earlier run on this machine agrees in {agreed} of {} ratios: their ranges, by the middle halves, meet.",
+            "An earlier run agrees in {agreed} of {} ratios: their ranges, by the middle halves, meet.",
             self.both
         )?;
         for ((group, title, who), here, there) in &self.apart {

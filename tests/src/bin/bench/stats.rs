@@ -23,8 +23,8 @@ impl Summary {
         Some(Self { median: at(0.5), low: at(0.25), high: at(0.75), rounds: sorted.len() })
     }
 
-    fn overlaps(&self, other: &Self) -> bool {
-        self.low <= other.high && other.low <= self.high
+    fn middle_half(&self) -> Range {
+        Range { low: self.low, high: self.high }
     }
 }
 
@@ -55,7 +55,7 @@ impl Ratio {
         let too_few = this.rounds < FEWEST || other.rounds < FEWEST;
         if too_few || other.low <= 0.0 || this.low < 0.0 {
             Self::Meaningless
-        } else if this.overlaps(other) {
+        } else if this.middle_half().meets(&other.middle_half()) {
             Self::Unclear(Range::between(this, other))
         } else {
             Self::Times(this.median / other.median)
@@ -73,7 +73,7 @@ impl std::fmt::Display for Ratio {
     }
 }
 
-/// Where a ratio lies by the middle halves of both figures.
+/// From where to where a figure lies, or a ratio by the middle halves of both figures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Range {
     pub low: f64,
@@ -81,7 +81,7 @@ pub struct Range {
 }
 
 impl Range {
-    /// None where a ratio would be [`Ratio::Meaningless`].
+    /// Of a ratio; none where that would be [`Ratio::Meaningless`].
     pub fn of(this: &Summary, other: &Summary) -> Option<Self> {
         (Ratio::of(this, other) != Ratio::Meaningless).then(|| Self::between(this, other))
     }

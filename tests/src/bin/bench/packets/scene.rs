@@ -9,7 +9,7 @@ use etcd_lb_tests::frames::{
     v6::{TcpFrame6, VIP6},
 };
 use lb_common::{
-    maps::{LOAD_TOTAL, program},
+    maps::{LOAD_TOTAL, half_open_capacity, program},
     tcp::{ACK, SYN},
 };
 
@@ -19,9 +19,9 @@ const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 100);
 const PORT: u16 = 2379;
 /// Flows of one member: as many NAT ports, the clients' own. The wrapper takes them from a flow's low 15 bits.
 const FLOWS_PER_MEMBER: u32 = 32_768;
-/// Handshakes under way at once: far fewer than `half_open` holds. One that it pushes out would be answered by a RST, and leave
-/// the frame of all that follow cut.
-const TOGETHER: u32 = 1024;
+/// The part of `half_open` that handshakes under way at once may take. One that it pushes out would be answered by a RST, and leave
+/// the frame of all that follow cut. Few at once take long: the kernel waits for a grace period of RCU at each test run.
+const PART: u32 = 16;
 /// The wrapper's.
 const FIRST_PORT: u16 = 16_384;
 /// Members that new flows are spread over.
@@ -48,15 +48,17 @@ pub struct Scene {
 impl Scene {
     /// With flows by complete handshakes: 32,768 for each member, each with its client's own port.
     pub fn with_flows(object: &[u8], flows: u32, v6: bool) -> Result<Self> {
-        let mut scene = Self::new(object, flows.max(4096) * 2, v6);
+        let max_flows = flows.max(4096) * 2;
+        let mut scene = Self::new(object, max_flows, v6);
         let each = flows.min(FLOWS_PER_MEMBER);
+        let together = each.min(half_open_capacity(max_flows) / PART);
         for member in 0..flows.div_ceil(FLOWS_PER_MEMBER) {
             scene.member(member as u16);
             scene.program.maglev(0, member as u16);
             let (_, source, destination) = scene.offsets();
             for first in (member * FLOWS_PER_MEMBER..)
-                .step_by(TOGETHER as usize)
-                .take(each.div_ceil(TOGETHER) as usize)
+                .step_by(together as usize)
+                .take(each.div_ceil(together) as usize)
             {
                 for packet in [
                     scene.of_client(Net::Clients, SYN, (1000, 0), flows, source),
@@ -64,7 +66,7 @@ impl Scene {
                     scene.of_client(Net::Clients, ACK, (1001, 5001), flows, source),
                 ] {
                     let packet = packet.in_order_from(first);
-                    run(scene.program.ebpf(), program::ENTRY, &packet, each.min(TOGETHER))?;
+                    run(scene.program.ebpf(), program::ENTRY, &packet, together)?;
                 }
             }
         }

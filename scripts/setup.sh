@@ -162,7 +162,8 @@ fetch_newer_etcd() {
         dpkg -x etcd-server_*.deb "$newer_etcd"
     )
     rm -rf "$work"
-    "$newer_etcd/usr/bin/etcd" --version | head -n 1
+    # Not `head`, which would end the pipe before etcd has written all.
+    "$newer_etcd/usr/bin/etcd" --version | sed -n 1p
 }
 
 # A minimal Debian with systemd, of this machine's own release and sources: the package's test installs it in a lab.

@@ -18,7 +18,7 @@ use lb_common::{
 };
 
 use crate::{
-    Outcome, choose, handover,
+    Outcome, choose, clock, handover,
     lookup::record,
     maps::{HALF_OPEN, SERVICES, maglev},
     tail_call,
@@ -60,13 +60,14 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if search.found == NO_BACKEND {
         return Err(Counter::TakeoverGrace);
     }
-    handover::put_chosen(search.found, hash, true);
+    let asked = search.asked | flow_asked(search.found);
+    handover::put_chosen(search.found, hash, clock::exact(), asked);
     tail_call(ctx, program::NEW_INDEX)
 }
 
 /// The bits of the backends that were asked for a flow already.
 #[inline(always)]
-pub fn asked(key: &FlowKey) -> u16 {
+fn asked(key: &FlowKey) -> u16 {
     // SAFETY: a live map value, of which one word is read.
     HALF_OPEN.get_ptr(key).map_or(0, |flow| unsafe { (*flow).asked })
 }

@@ -3,13 +3,14 @@
 //! each time, and hands it on.
 
 use aya_ebpf::{
+    bindings::xdp_action,
     btf_maps::{Array, ProgramArray},
     macros::btf_map,
     programs::XdpContext,
 };
 use lb_common::counters::Counter;
 
-use crate::{Outcome, frame};
+use crate::{Outcome, frame, maps};
 
 /// What to write. The first two fields are the agent's in no build: benchmarks set them.
 #[repr(C)]
@@ -61,4 +62,16 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         TARGET.tail_call(ctx, 0);
     }
     Err(Counter::TailCall)
+}
+
+/// A yardstick: one line of the flow's slot, and nothing else. Flows are numbered as the frames that `handle` writes.
+#[inline(always)]
+pub fn line() -> Outcome {
+    let template = TEMPLATE.get_ptr(0).ok_or(Counter::TailCall)?;
+    // SAFETY: a live map value, used by one benchmark at a time.
+    let flow = unsafe { (*template).flow };
+    let slot = maps::forward((flow >> 15) as u16, (FIRST_PORT + (flow & 0x7fff)) as u16);
+    // SAFETY: a live map value, aligned to 8, only read. Volatile: it is read although nothing comes of it.
+    let _touched = unsafe { (&raw const (*slot.ok_or(Counter::UnknownFlow)?).last_seen).read_volatile() };
+    Ok(xdp_action::XDP_TX)
 }

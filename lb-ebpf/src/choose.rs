@@ -26,6 +26,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let by_address = service.flags & SERVICE_AFFINITY != 0;
     let hash = here(hash::client_of(&service.seed, &key.client, key.port, by_address));
     let now = clock::exact();
+    clock::set_coarse(now);
     if !LEASE.get(0).is_some_and(|lease| lease.holds(now)) {
         return tail_call(ctx, program::RELAY_INDEX);
     }
@@ -43,7 +44,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     if backend == NO_BACKEND {
         return refuse(ctx, service, full);
     }
-    handover::put_chosen(backend, hash, false);
+    handover::put_chosen(backend, hash, now, 0);
     tail_call(ctx, program::NEW_INDEX)
 }
 

@@ -39,12 +39,14 @@ pub struct Handover {
     is_v6: u8,
     /// The backend that `choose` or `adopt` chose, for `new_flow`, and [`ADOPTS`].
     chosen: u32,
-    /// 0.
-    reserved: u32,
+    /// Of a flow that is to be adopted: `flow_asked` of the backends that were asked.
+    asked: u32,
     /// The client's hash, by which it was chosen.
     hash: u64,
     onward: Onward,
     change: Change,
+    /// When the backend was chosen, ns.
+    now: u64,
 }
 
 /// Where a packet is sent, for `onward`.
@@ -81,15 +83,32 @@ pub struct Change {
 /// In [`Handover::chosen`]: the flow is no new one, but adopted.
 const ADOPTS: u32 = 1 << 16;
 
-/// Says which backend was chosen for this CPU's packet, by the client's hash, and whether its flow is adopted.
+/// Says which backend was chosen for this CPU's packet, by the client's hash, and when. `asked`: of a flow that is to be adopted
+/// `flow_asked` of the backends that were asked, this one included; 0: the flow is a new one.
 #[inline(always)]
-pub fn put_chosen(backend: u16, hash: u64, adopts: bool) {
+pub fn put_chosen(backend: u16, hash: u64, now: u64, asked: u16) {
     let Some(slot) = HANDOVER.get_ptr_mut(0) else { return };
     // SAFETY: a live map value, and this CPU's own.
     unsafe {
-        (*slot).chosen = backend as u32 | if adopts { ADOPTS } else { 0 };
+        (*slot).chosen = backend as u32 | if asked != 0 { ADOPTS } else { 0 };
+        (*slot).asked = asked as u32;
         (*slot).hash = hash;
+        (*slot).now = now;
     }
+}
+
+/// The backends that were asked for this CPU's packet's flow.
+#[inline(always)]
+pub fn asked() -> u16 {
+    // SAFETY: a live map value, and this CPU's own.
+    HANDOVER.get_ptr_mut(0).map_or(0, |slot| unsafe { (*slot).asked as u16 })
+}
+
+/// When the backend of this CPU's packet was chosen.
+#[inline(always)]
+pub fn now() -> Option<u64> {
+    // SAFETY: a live map value, and this CPU's own.
+    HANDOVER.get_ptr_mut(0).map(|slot| unsafe { (*slot).now })
 }
 
 /// The client's hash, by which a backend was chosen for this CPU's packet.

@@ -168,11 +168,25 @@ fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// Sets the clock: run once, before anything is attached.
+#[xdp(frags)]
+fn set_clock(_ctx: XdpContext) -> u32 {
+    clock::set_coarse(clock::exact());
+    xdp_action::XDP_PASS
+}
+
 /// Writes a packet anew and hands it to the program that is measured.
 #[cfg(feature = "bench")]
 #[xdp(frags)]
 fn bench(ctx: XdpContext) -> u32 {
     finish(&ctx, bench::handle(&ctx))
+}
+
+/// What one line of a flow's slot takes.
+#[cfg(feature = "bench")]
+#[xdp(frags)]
+fn bench_line(ctx: XdpContext) -> u32 {
+    finish(&ctx, bench::line())
 }
 
 #[inline(always)]

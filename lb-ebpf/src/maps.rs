@@ -13,7 +13,7 @@ use lb_common::{
         self, AllowData, Backend, ClientKey, ClientLoad, ClientRoute, EVENTS_LEN, Filter, Flow, FlowKey,
         Forward, Handshakes, Interface, LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS,
         MAX_CLIENT_ROUTES, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_LEN, PORT_TABLE_SLOTS,
-        Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Suspect, VipClaim,
+        Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Suspect, Ticks, VipClaim,
         VipOnInterface,
     },
     shortcut::Bucket,
@@ -91,6 +91,10 @@ pub static PROGRAMS: ProgramArray<16> = ProgramArray::new();
 pub static CHOICE: PerCpuArray<Choice, 1> = PerCpuArray::new();
 #[btf_map(name = "handover")]
 pub static HANDOVER: PerCpuArray<Handover, 1> = PerCpuArray::new();
+
+/// See `clock::coarse`.
+#[btf_map(name = "ticks")]
+pub static TICKS: Array<Ticks, 1> = Array::new();
 
 /// See `frame::forget`.
 #[btf_map(name = "forget")]

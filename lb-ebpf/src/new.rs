@@ -4,14 +4,12 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     claim::{self, State},
     counters::Counter,
-    maps::{BACKEND_USED, FLOW_DSR, Flow, FlowKey, Gate, SERVICE_DSR, age_stamp, flow_asked, program},
+    maps::{BACKEND_USED, FLOW_DSR, Flow, FlowKey, Gate, SERVICE_DSR, age_stamp, program},
     nat,
 };
 
 use crate::{
-    Outcome,
-    adopt::asked,
-    atomic, clock, count,
+    Outcome, atomic, count,
     established::count_in,
     frame::{here, put_address, put_mac},
     gateway, handover, log,
@@ -31,7 +29,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         // It left just now.
         return Err(Counter::NoBackendDrop);
     }
-    let now = clock::exact();
+    let now = handover::now().ok_or(Counter::TailCall)?;
     if backend.hop.mac.is_unknown() {
         return Err(Counter::NoNextHop);
     }
@@ -78,8 +76,7 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         // A full barrier: whoever sees the new state sees the identity.
         atomic::compare_exchange(&raw mut (*record).claim, claim.0, half_open.0);
     }
-    let asked = (asked(&key) | flow_asked(number)) & if_adopted as u16;
-    let flow = Flow::new(number, port, claim.generation(), asked);
+    let flow = Flow::new(number, port, claim.generation(), handover::asked());
     let _an_lru_makes_room = HALF_OPEN.insert(key, flow, 0);
     log::new_flow(ctx, &key, number, port);
     if adopts {

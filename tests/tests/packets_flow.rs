@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use etcd_lb::dataplane::{monotonic_ns, tick_ns};
 use etcd_lb_tests::frames::{scene::*, *};
 use lb_common::{
     addr::{Addr, Mac, Port},
@@ -373,4 +374,29 @@ fn one_vip_with_two_services() {
         TcpFrame::new((BACKEND.0, 6443), (VIP, CLIENT.1), SYN | ACK).from_mac(BACKEND_MAC).numbers(1, 1001);
     let (ran, _) = run(&mut program, &answer.build(), "answer");
     assert_eq!(tcp_of(&ran.frame).0, (VIP, 6443));
+}
+
+#[test]
+fn packets_are_stamped_with_the_time_to_a_tick_also_where_ticks_got_lost() {
+    let (tick, second) = (tick_ns(), 1_000_000_000);
+    let stamp = |program: &mut Program| {
+        let slot = (program.record(3, CLIENT.1).last_seen, program.forward(3, CLIENT.1).last_seen);
+        let now = monotonic_ns();
+        (now - slot.0, now - slot.1)
+    };
+    for (case, lost) in [("as it was set", 0), ("an hour ahead", 3600 * second), ("never set", u64::MAX)] {
+        let mut program = setup();
+        let right = program.clock_offset();
+        program.set_clock_offset(if lost == u64::MAX { 0 } else { right.wrapping_add(lost) });
+        handshake(&mut program);
+        let (request, response) = (client(ACK | PSH).numbers(1001, 5001), backend(ACK).numbers(5001, 1001));
+        for frame in [request, response] {
+            run(&mut program, &frame.build(), case);
+        }
+        let off = program.clock_offset().abs_diff(right);
+        assert!(off <= 2 * tick, "{case}: {off} ns off, of {tick} a tick");
+        let (back, forward) = stamp(&mut program);
+        // What else the machine does may come between the packet and this.
+        assert!(back < second && forward < second, "{case}: {back} and {forward} ns ago");
+    }
 }

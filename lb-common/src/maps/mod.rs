@@ -66,6 +66,16 @@ pub const fn shortcuts_capacity(max_flows: u32) -> u32 {
     max_flows / 2 + 1
 }
 
+/// How the kernel's ticks (jiffies) become ns of `CLOCK_MONOTONIC`: times `ns`, plus `offset`, modulo 2^64.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ticks {
+    /// A tick, ns: the resolution of `CLOCK_MONOTONIC_COARSE`.
+    pub ns: u64,
+    /// The program's own: see [`program::SET_CLOCK`].
+    pub offset: u64,
+}
+
 /// What the pinned maps hold.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -234,6 +244,7 @@ mod user {
         Counters,
         BackendCounters,
         Suspect,
+        Ticks,
         Handshakes,
     );
 }

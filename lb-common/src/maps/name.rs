@@ -53,6 +53,8 @@ pub const EVENTS: &str = "events";
 pub const SUSPECTS: &str = "suspects";
 /// Per-CPU array of [`super::Handshakes`], indexed by backend number.
 pub const HANDSHAKES: &str = "handshakes";
+/// Array of one [`super::Ticks`]: each load of the program has its own.
+pub const TICKS: &str = "ticks";
 /// The tail-called programs of the version that is attached.
 pub const PROGRAMS: &str = "programs";
 /// The program that is attached.

@@ -32,6 +32,8 @@ pub const VRRP: &str = "vrrp";
 pub const ADOPT: &str = "adopt";
 /// What this node says nothing to while another node has the VIP: from clients and members on this node it goes there.
 pub const RELAY: &str = "relay";
+/// Sets the clock of the programs that were loaded with it, by [`super::Ticks`]: run once before they are attached.
+pub const SET_CLOCK: &str = "set_clock";
 /// Passes every packet: for the far end of a veth, which must have a program for XDP_TX to reach it.
 pub const PASS: &str = "pass";
 

@@ -5,10 +5,13 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, Map, MapData, ProgramArray},
-    programs::{ProgramError, Xdp},
+    programs::{ProgramError, TestRun as _, TestRunOptions, Xdp},
 };
 use aya_obj::Object;
-use lb_common::maps::{Layout, name, program};
+use lb_common::{
+    maps::{Layout, Ticks, name, program},
+    wire::MIN_FRAME,
+};
 
 use super::{
     bpf,
@@ -17,6 +20,7 @@ use super::{
     maps::Maps,
     migrate::{Migration, Plan},
     pins::{Contents, PinDir},
+    tick_ns,
 };
 
 /// Programs that are loaded, on maps that are pinned. The program array is pinned under the load's number.
@@ -90,6 +94,7 @@ fn load_on(pins: &PinDir, object: &[u8], max_flows: u32, adopted: bool) -> Resul
     super::debug_log::start(&mut ebpf);
     let (entry, id) = descriptor(&mut ebpf, program::ENTRY)?;
     let (pass, _) = descriptor(&mut ebpf, program::PASS)?;
+    set_clock(&mut ebpf)?;
     let layout = if adopted { None } else { Some(layout_of(&mut ebpf, max_flows)?) };
     let pinned = pin_load(pins, &mut ebpf, &entry, id).and_then(|()| Maps::open(pins, &mut ebpf));
     if pinned.is_err() {
@@ -139,8 +144,7 @@ fn descriptor(ebpf: &mut Ebpf, name: &'static str) -> Result<(OwnedFd, u32), Err
 }
 
 fn fill_programs(pins: &PinDir, ebpf: &mut Ebpf, load: u32) -> Result<(), Error> {
-    let missing = || Error::Object { what: format!("map `{}`", name::PROGRAMS) };
-    let map = ebpf.take_map(name::PROGRAMS).ok_or_else(missing)?;
+    let map = take(ebpf, name::PROGRAMS)?;
     let path = pins.next_programs(load);
     // The pin must be there before this function lets go of the array's only descriptor.
     map.pin(&path).map_err(|error| Error::pin("pin", &path)(std::io::Error::other(error)))?;
@@ -153,13 +157,27 @@ fn fill_programs(pins: &PinDir, ebpf: &mut Ebpf, load: u32) -> Result<(), Error>
     Ok(())
 }
 
+/// Sets the programs' clock.
+fn set_clock(ebpf: &mut Ebpf) -> Result<(), Error> {
+    let mut map = take(ebpf, name::TICKS)?;
+    let mut ticks: Array<&mut MapData, Ticks> = (&mut map).try_into().map_err(Error::map(name::TICKS))?;
+    ticks.set(0, Ticks { ns: tick_ns(), offset: 0 }, 0).map_err(Error::map(name::TICKS))?;
+    accept(ebpf, program::SET_CLOCK)?;
+    let options = TestRunOptions { data_in: Some(&[0; MIN_FRAME as usize]), ..TestRunOptions::new() };
+    let failed = |error| Error::Program { name: program::SET_CLOCK, source: Box::new(error) };
+    xdp(ebpf, program::SET_CLOCK)?.test_run(options).map(drop).map_err(failed)
+}
+
 /// What the program reads of the layout, in new maps.
 fn layout_of(ebpf: &mut Ebpf, max_flows: u32) -> Result<Map, Error> {
-    let missing = || Error::Object { what: format!("map `{}`", name::LAYOUT) };
-    let mut map = ebpf.take_map(name::LAYOUT).ok_or_else(missing)?;
+    let mut map = take(ebpf, name::LAYOUT)?;
     let mut layout: Array<&mut MapData, Layout> = (&mut map).try_into().map_err(Error::map(name::LAYOUT))?;
     layout.set(0, layout::current(max_flows), 0).map_err(Error::map(name::LAYOUT))?;
     Ok(map)
+}
+
+fn take(ebpf: &mut Ebpf, map: &'static str) -> Result<Map, Error> {
+    ebpf.take_map(map).ok_or_else(|| Error::Object { what: format!("map `{map}`") })
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, Error> {

@@ -174,6 +174,14 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// The kernel's tick, ns, which is the resolution of its coarse clocks; 0 if it does not say.
+pub fn tick_ns() -> u64 {
+    let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a struct that the call fills in, or leaves.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    tick.tv_sec as u64 * 1_000_000_000 + tick.tv_nsec as u64
+}
+
 impl DataPlane {
     /// Loads this build's program on the pinned maps, or on new ones where there are none. Nothing is attached by this,
     /// and what is attached goes on as it is. The caller sees to it that no other process works on the directory.

@@ -12,6 +12,7 @@ use aya::{
     },
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
+use etcd_lb::dataplane::tick_ns;
 use lb_common::{
     addr::{Addr, Mac, Port},
     counters::{BackendCounters, Counters},
@@ -20,6 +21,7 @@ use lb_common::{
     maps::*,
     nat,
     shortcut::Bucket,
+    wire::MIN_FRAME,
 };
 use lb_core::reconcile::{Member, Table};
 use zerocopy::FromZeros as _;
@@ -79,8 +81,30 @@ impl Program {
             .set(0, Layout { version: LAYOUT_VERSION, max_flows, hash: layout_hash() }, 0)
             .expect("set");
         this.array(name::LEASE).set(0, Lease::STANDALONE, 0).expect("set");
+        this.set_clock();
         this.set_mtu(1500);
         this
+    }
+
+    /// Sets the clock anew.
+    fn set_clock(&mut self) {
+        self.array(name::TICKS).set(0, Ticks { ns: tick_ns(), offset: 0 }, 0).expect("set");
+        let clock: &mut Xdp =
+            self.ebpf.program_mut(program::SET_CLOCK).expect("set_clock").try_into().expect("an XDP program");
+        clock.load().expect("load");
+        let frame = [0; MIN_FRAME as usize];
+        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() };
+        clock.test_run(options).expect("run");
+    }
+
+    /// The clock's offset, ns: how far the programs' clock goes wrong if it is another.
+    pub fn clock_offset(&mut self) -> u64 {
+        self.array::<Ticks>(name::TICKS).get(&0, 0).expect("get").offset
+    }
+
+    /// Puts the programs' clock wrong.
+    pub fn set_clock_offset(&mut self, offset: u64) {
+        self.array(name::TICKS).set(0, Ticks { ns: tick_ns(), offset }, 0).expect("set");
     }
 
     /// Gives the interface an MTU.

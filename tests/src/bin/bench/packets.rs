@@ -78,6 +78,8 @@ struct Case {
     goal: &'static str,
     /// Of the scenes.
     scene: usize,
+    /// The program that is measured.
+    program: &'static str,
     packet: Packet,
     action: u32,
     repeat: u32,
@@ -85,6 +87,9 @@ struct Case {
     fresh: bool,
     samples: Vec<f64>,
 }
+
+/// A yardstick of the machine: a program that reads one line of a flow's slot, and nothing else.
+const LINE: &str = "bench_line";
 
 /// (Flows, what is aimed at by the forward path, and by the return path.)
 const SIZES: [(u32, &str, &str); 4] = [
@@ -99,19 +104,25 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     let repeat = effort.pick(50_000, 1_000_000);
     let mut scenes = Vec::new();
     let mut cases = Vec::new();
-    let mut add = |scene: usize, title: String, goal, packet, action| {
-        cases.push(Case { title, goal, scene, packet, action, repeat, fresh: false, samples: Vec::new() });
+    let mut add = |scene: usize, title: String, goal, (program, packet), action| {
+        let (fresh, samples) = (false, Vec::new());
+        cases.push(Case { title, goal, scene, program, packet, action, repeat, fresh, samples });
     };
     for (flows, forward, back) in SIZES {
         let many = counted(flows);
         for v6 in [false, true] {
             let scene = Scene::with_flows(&object, flows, v6)?;
             let (number, family) = (scenes.len(), if v6 { "IPv6 " } else { "" });
-            add(number, format!("{family}forward, {many}"), forward, scene.forward(flows), TX);
-            add(number, format!("{family}return, {many}"), back, scene.back(flows), TX);
+            let by_entry = |packet| (program::ENTRY, packet);
+            add(number, format!("{family}forward, {many}"), forward, by_entry(scene.forward(flows)), TX);
+            add(number, format!("{family}return, {many}"), back, by_entry(scene.back(flows)), TX);
+            if !v6 {
+                let title = format!("yardstick: one line of one of {many}, and nothing else");
+                add(number, title, "", (LINE, scene.forward(flows)), TX);
+            }
             if flows == 4096 {
                 let goal = "≤ 6 (Katran 20)";
-                add(number, format!("{family}not ours"), goal, scene.not_ours(), PASS);
+                add(number, format!("{family}not ours"), goal, by_entry(scene.not_ours()), PASS);
             }
             scenes.push(scene);
         }
@@ -119,7 +130,13 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     for v6 in [false, true] {
         let family = if v6 { "IPv6 " } else { "" };
         let flood = Scene::for_syns(&object, 8192, v6);
-        add(scenes.len(), format!("{family}SYN flood, each evicts another"), "", flood.syn(), TX);
+        add(
+            scenes.len(),
+            format!("{family}SYN flood, each evicts another"),
+            "",
+            (program::ENTRY, flood.syn()),
+            TX,
+        );
         scenes.push(flood);
     }
     for v6 in [false, true] {
@@ -129,6 +146,7 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
             title: format!("{family}new flow (its SYN)"),
             goal: "≤ 500 (Katran 900)",
             scene: scenes.len(),
+            program: program::ENTRY,
             packet: room.syn(),
             action: TX,
             repeat: NEW_FLOWS,
@@ -141,7 +159,7 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
         for case in &mut cases {
             let ebpf = scenes[case.scene].ebpf();
             let (base, _) = run(ebpf, program::PASS, &case.packet, case.repeat)?;
-            let (whole, action) = run(ebpf, program::ENTRY, &case.packet, case.repeat)?;
+            let (whole, action) = run(ebpf, case.program, &case.packet, case.repeat)?;
             ensure!(action == case.action, "{}: the last packet's action was {action}", case.title);
             if case.fresh {
                 let template = &mut case.packet.template;
@@ -168,7 +186,7 @@ fn counted(flows: u32) -> String {
 
 /// ns per repetition of the wrapper with a target, and the last one's action.
 pub fn run(ebpf: &mut Ebpf, target: &str, packet: &Packet, repeat: u32) -> Result<(f64, u32)> {
-    for name in ["bench", program::PASS] {
+    for name in ["bench", target] {
         let program: &mut Xdp = ebpf.program_mut(name).context("no program bench")?.try_into()?;
         if program.fd().is_err() {
             program.load()?;

@@ -36,8 +36,8 @@ const TESTS: [&str; 13] = [
 /// A model that has all that the kernels need, and nothing that QEMU 7.2 emulates wrongly: with `max` Linux 6.12 dies while
 /// it patches itself; with the 16-byte compare-and-exchange, whose flags are wrong after an interrupt, in its allocators.
 const CPU: &str = "Nehalem,-cx16";
-/// What a machine has: twice the test programs, with their debugging information, which lie in its memory; maps take 50 MB.
-const MEMORY: &str = "3072M";
+/// What a machine has: the test programs lie in its memory, twice while they are unpacked; maps take 50 MB.
+const MEMORY: &str = "1536M";
 /// Longest run of a machine: emulated, it is some fifty times slower than the host.
 const LIMIT: Duration = Duration::from_secs(1500);
 /// What the machine's init prints last.

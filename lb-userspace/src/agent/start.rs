@@ -79,9 +79,10 @@ pub(super) async fn start(
     Ok((agent, rings, commands))
 }
 
-/// Longest time that serving waits for the MACs of routers toward clients. A router that lives answers within milliseconds; without
-/// its MAC, flows begin by the router that their packets came by.
-const ROUTERS_PATIENCE: Duration = Duration::from_millis(500);
+/// Longest time that serving waits for the MACs of routers toward clients. A router that lives answers within milliseconds, or, where
+/// the question got lost, once the kernel asks again: after a second (`retrans_timer`, RFC 4861 section 10). Without its MAC, flows
+/// begin by the router that their packets came by.
+const ROUTERS_PATIENCE: Duration = Duration::from_millis(1500);
 
 impl Agent {
     /// Attaches and says so, once the first round of probes has ended.

@@ -80,7 +80,8 @@ pub struct Change {
     pub backend: u16,
 }
 
-/// In [`Handover::chosen`]: the flow is no new one, but adopted.
+/// In [`Handover::chosen`]: the flow is no new one, but adopted. `asked` says it too, but to compare that with 0 makes the verifier
+/// walk half as much of `new_flow` again.
 const ADOPTS: u32 = 1 << 16;
 
 /// Says which backend was chosen for this CPU's packet, by the client's hash, and when. `asked`: of a flow that is to be adopted

@@ -1,6 +1,6 @@
 //! What benchmarks run a program by. `BPF_PROG_TEST_RUN` gives every repetition the frame that the last one left, so a
 //! program that rewrites would be measured on another path from the second on: this writes the frame anew, of another flow
-//! each time, and hands it on.
+//! each time, and hands it on. And yardsticks: the least that a cache line costs, and the least that XDP does.
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -8,9 +8,19 @@ use aya_ebpf::{
     macros::btf_map,
     programs::XdpContext,
 };
-use lb_common::counters::Counter;
+use lb_common::{
+    addr::{Addr, Mac},
+    counters::Counter,
+    maps::Interface,
+    wire::ethertype,
+};
 
-use crate::{Outcome, frame, maps};
+use crate::{
+    Outcome,
+    frame::{self, Link, TcpPacket, length},
+    maps,
+    nat::{self, End},
+};
 
 /// What to write. The first two fields are the agent's in no build: benchmarks set them.
 #[repr(C)]
@@ -19,7 +29,10 @@ pub struct Template {
     frame: [u32; 16],
     /// Flows, a power of two, less one.
     mask: u32,
-    /// From one flow to the next, odd, so that all are visited, in an order that no cache foresees.
+    /// From one flow to the next: times `factor`, plus `stride`. Where the factor is one more than a multiple of four and the
+    /// stride is odd, all are visited (Hull and Dobell, "Random Number Generators", 1962); with a factor other than 1 in an
+    /// order that no prefetcher foresees.
+    factor: u32,
     stride: u32,
     /// The flow of the last packet.
     flow: u32,
@@ -52,7 +65,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
         let address = (*template).address & 0x3f;
         let port = (*template).port & 0x3f;
         if address != 0 {
-            let flow = (*template).flow.wrapping_add((*template).stride) & (*template).mask;
+            let flow = (*template).flow.wrapping_mul((*template).factor);
+            let flow = flow.wrapping_add((*template).stride) & (*template).mask;
             (*template).flow = flow;
             let low = frame.at::<u16>(address + 2).ok_or(Counter::Malformed)?;
             let port = frame.at::<u16>(port).ok_or(Counter::Malformed)?;
@@ -64,14 +78,61 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     Err(Counter::TailCall)
 }
 
-/// A yardstick: one line of the flow's slot, and nothing else. Flows are numbered as the frames that `handle` writes.
+/// A yardstick: one line of the flow's slot, and nothing else. Which flow is next is not known before it has come. Flows are
+/// numbered as the frames that `handle` writes.
 #[inline(always)]
 pub fn line() -> Outcome {
-    let template = TEMPLATE.get_ptr(0).ok_or(Counter::TailCall)?;
+    let template = TEMPLATE.get_ptr_mut(0).ok_or(Counter::TailCall)?;
     // SAFETY: a live map value, used by one benchmark at a time.
     let flow = unsafe { (*template).flow };
     let slot = maps::forward((flow >> 15) as u16, (FIRST_PORT + (flow & 0x7fff)) as u16);
-    // SAFETY: a live map value, aligned to 8, only read. Volatile: it is read although nothing comes of it.
-    let _touched = unsafe { (&raw const (*slot.ok_or(Counter::UnknownFlow)?).last_seen).read_volatile() };
+    let slot = slot.ok_or(Counter::UnknownFlow)?;
+    // SAFETY: live map values, aligned to 8. A time's top bit is 0, so the flow stays the same.
+    unsafe {
+        let seen = (&raw const (*slot).last_seen).read_volatile();
+        (*template).flow = flow ^ (seen >> 63) as u32;
+    }
     Ok(xdp_action::XDP_TX)
+}
+
+/// What [`static_nat`] translates.
+#[repr(C)]
+pub struct StaticNat {
+    vip: Addr,
+    client: Addr,
+    member: Addr,
+    /// The one that the program is attached to.
+    interface: Interface,
+    client_mac: Mac,
+    member_mac: Mac,
+}
+
+#[btf_map(name = "bench_static_nat")]
+static STATIC_NAT: Array<StaticNat, 1> = Array::new();
+
+/// A yardstick: what a balancer that knows all beforehand does, with one client and one member. It looks nothing up and
+/// remembers nothing.
+#[inline(always)]
+pub fn static_nat(ctx: &XdpContext) -> Outcome {
+    let pass = Ok(xdp_action::XDP_PASS);
+    let Some(known) = STATIC_NAT.get(0) else { return pass };
+    let frame = frame::of(ctx);
+    let Some(link) = Link::parse(&frame) else { return pass };
+    if link.ethertype != ethertype::IPV4 {
+        return pass;
+    }
+    let Ok(packet) = TcpPacket::parse(&frame, &link, || length(ctx)) else { return pass };
+    if packet.destination != known.vip {
+        return pass;
+    }
+    let is_back = packet.source == known.member;
+    let (address, mac) =
+        if is_back { (known.client, known.client_mac) } else { (known.member, known.member_mac) };
+    let from = End { address: known.vip, port: packet.ports.0 };
+    let to = End { address, port: packet.ports.1 };
+    // SAFETY: `TcpPacket::parse` and `Link::parse` checked that the headers lie in the frame, which did not move since.
+    unsafe {
+        nat::rewrite(packet.ip, packet.tcp, from, to)?;
+        nat::transmit(ctx, link.ethernet, &known.interface, mac)
+    }
 }

@@ -189,6 +189,13 @@ fn bench_line(ctx: XdpContext) -> u32 {
     finish(&ctx, bench::line())
 }
 
+/// What XDP does at the least.
+#[cfg(feature = "bench")]
+#[xdp(frags)]
+fn bench_nat(ctx: XdpContext) -> u32 {
+    finish(&ctx, bench::static_nat(&ctx))
+}
+
 #[inline(always)]
 fn finish(ctx: &XdpContext, outcome: Outcome) -> u32 {
     match outcome {

@@ -189,6 +189,7 @@ impl Lab {
         pass::pin(&self.pass_pin())?;
 
         self.bridge = Some(Netns::create(&state::netns_name(&self.id, BRIDGE))?);
+        self.as_a_switch()?;
         let lans: BTreeSet<u8> =
             topology.hosts.iter().flat_map(|spec| &spec.nics).map(|nic| nic.lan).collect();
         for lan in lans {
@@ -217,6 +218,14 @@ impl Lab {
             self.hosts.insert(spec.name.clone(), host);
         }
         Ok(())
+    }
+
+    /// Where the kernel has `br_netfilter`, it shows each frame that a bridge forwards to iptables' hooks as if it were routed: a
+    /// switch has none.
+    fn as_a_switch(&self) -> Result<()> {
+        let bridge = self.bridge.as_ref().context("the lab has no bridge yet")?;
+        let script = "for hook in /proc/sys/net/bridge/bridge-nf-call-*tables; do [ ! -e $hook ] || echo 0 > $hook; done";
+        output(bridge.command("sh").args(["-c", script])).map(drop)
     }
 
     /// Makes a host's interface and the bridge's port that is its other end.

@@ -8,6 +8,8 @@ pub enum Role {
     /// Runs the balancer. The bridge's port toward it gets an XDP program too, without which a veth does not deliver
     /// what the balancer's program transmits.
     Balancer,
+    /// Runs another balancer, which a bridge's port needs nothing for: a program there would copy each of its packets.
+    Proxy,
     /// Runs an etcd member.
     Member,
     /// Runs clients.

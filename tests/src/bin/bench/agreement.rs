@@ -64,7 +64,7 @@ fn ratios(group: &str, title: &str, cells: Vec<(String, Vec<f64>)>) -> Vec<(Name
     let Some(ours) = ours else { return Vec::new() };
     let others = cells.into_iter().filter(|(who, _)| who != OURS);
     let ratio = |(who, rounds): (String, Vec<f64>)| {
-        let range = Range::of(&ours, &Summary::of(&rounds)?)?;
+        let range = Range::of_all(&ours, &Summary::of(&rounds)?)?;
         Some(((group.to_owned(), title.to_owned(), who), range))
     };
     others.filter_map(ratio).collect()
@@ -102,7 +102,7 @@ impl fmt::Display for Agreement {
         let agreed = self.both - self.apart.len();
         writeln!(
             f,
-            "An earlier run agrees in {agreed} of {} ratios: their ranges, by the middle halves, meet.",
+            "An earlier run agrees in {agreed} of {} ratios: their ranges, by the least and the most of all rounds, meet.",
             self.both
         )?;
         for ((group, title, who), here, there) in &self.apart {

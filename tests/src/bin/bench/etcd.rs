@@ -33,8 +33,13 @@ impl Plane {
         wire_size(&lab, false)?;
         let cluster = Cluster::start(&lab)?;
         let members = cluster.members().iter().map(|member| member.host().address()).collect();
-        let behind =
-            Behind { ports: vec![CLIENT_PORT], members, checked: CLIENT_PORT, cluster: Some(&cluster) };
+        let behind = Behind {
+            ports: vec![CLIENT_PORT],
+            members,
+            checked: CLIENT_PORT,
+            cluster: Some(&cluster),
+            object: None,
+        };
         let peers = kinds.iter().map(|kind| Peer::start(*kind, &lab, &behind)).collect::<Result<Vec<_>>>()?;
         for peer in &peers {
             let Some(balancer) = peer.balancer() else { continue };

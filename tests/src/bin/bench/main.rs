@@ -17,6 +17,7 @@ mod site;
 mod stats;
 mod takeover;
 mod wire;
+mod yardstick;
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 

@@ -44,12 +44,16 @@ pub fn document(report: &Report, agreement: Option<&Agreement>, quick: bool) -> 
             continue;
         }
         let _ = writeln!(text, "### {title}\n");
-        let _ = writeln!(text, "| what | who | median | middle half of the rounds | etcd-lb is | goal |");
-        let _ = writeln!(text, "| --- | --- | ---: | --- | --- | --- |");
+        let _ = writeln!(
+            text,
+            "| what | who | median | middle half of the rounds | all rounds | etcd-lb is | goal |"
+        );
+        let _ = writeln!(text, "| --- | --- | ---: | --- | --- | --- | --- |");
         for row in rows {
-            for (number, Line { who, figure, spread, ratio }) in row.lines().into_iter().enumerate() {
+            for (number, Line { who, figure, spread, all, ratio }) in row.lines().into_iter().enumerate() {
                 let (title, goal) = if number == 0 { (row.title.as_str(), row.goal) } else { ("", "") };
-                let _ = writeln!(text, "| {title} | {who} | {figure} | {spread} | {ratio} | {goal} |");
+                let _ =
+                    writeln!(text, "| {title} | {who} | {figure} | {spread} | {all} | {ratio} | {goal} |");
             }
         }
         text.push('\n');

@@ -35,7 +35,7 @@ pub fn memory(effort: Effort, haproxy: bool) -> Result<Vec<Row>> {
     let _responders: Vec<Responder> =
         hosts.into_iter().map(|host| Responder::start(host, REQUESTS, 8)).collect::<Result<_>>()?;
     let members = hosts.map(Host::address).to_vec();
-    let behind = Behind { ports: vec![REQUESTS], members, checked: REQUESTS, cluster: None };
+    let behind = Behind { ports: vec![REQUESTS], members, checked: REQUESTS, cluster: None, object: None };
     let client = lab.host("client-1");
     let found = interleave(effort, &mut kinds.clone(), |kind| {
         let vip = kind.vip().context("no address")?;

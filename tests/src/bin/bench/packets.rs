@@ -13,7 +13,7 @@ use aya::{
     maps::{Array, ProgramArray},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
-use lb_common::maps::program;
+use lb_common::maps::{DEFAULT_MAX_FLOWS, half_open_capacity, program};
 
 use crate::{Effort, peers::OURS, report::Row};
 
@@ -21,11 +21,12 @@ use scene::Scene;
 
 const PASS: u32 = 2;
 const TX: u32 = 3;
-/// Flows of one new-flow sample: each is new, and there is room for all of all rounds.
-const NEW_FLOWS: u32 = 32_768;
-/// From one flow to the next: odd, and far from any power of two, so that every flow is visited, in an order that no cache
-/// foresees. 0x9e3779b1 is the golden ratio's (Knuth, TAOCP volume 3, section 6.4).
-const STRIDE: u32 = 0x9e37_79b1;
+/// Flows of one new-flow sample: half of the handshakes under way that there is room for by default.
+const NEW_FLOWS: u32 = half_open_capacity(DEFAULT_MAX_FLOWS) / 2;
+/// From one flow to the next: times this, plus [`STRIDE`]. The lower halves of the numbers that Knuth uses for MMIX (TAOCP volume 2,
+/// section 3.3.4).
+const FACTOR: u32 = 0x4c95_7f2d;
+const STRIDE: u32 = 0xf767_814f;
 
 /// The value of the map `bench_template`.
 #[repr(C)]
@@ -35,6 +36,7 @@ pub struct Template {
     frame: [u32; 16],
     /// Flows, a power of two, less one.
     mask: u32,
+    factor: u32,
     stride: u32,
     /// The flow of the last packet.
     flow: u32,
@@ -59,14 +61,15 @@ impl Packet {
         for (word, octets) in words.iter_mut().zip(frame.chunks_exact(4)) {
             *word = u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
         }
-        let template = Template { frame: words, mask: flows - 1, stride: STRIDE, flow: 0, address, port };
+        let (mask, factor, stride) = (flows - 1, FACTOR, STRIDE);
+        let template = Template { frame: words, mask, factor, stride, flow: 0, address, port };
         Self { frame, template }
     }
 
     /// From this flow on, one after the other.
     #[must_use]
     pub fn in_order_from(mut self, flow: u32) -> Self {
-        self.template.stride = 1;
+        (self.template.factor, self.template.stride) = (1, 1);
         self.template.flow = flow.wrapping_sub(1) & self.template.mask;
         self
     }
@@ -83,7 +86,7 @@ struct Case {
     packet: Packet,
     action: u32,
     repeat: u32,
-    /// Whether each round goes on behind the flows of the one before.
+    /// Whether each round has tables of its own, in which there is no flow yet.
     fresh: bool,
     samples: Vec<f64>,
 }
@@ -141,7 +144,7 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     }
     for v6 in [false, true] {
         let family = if v6 { "IPv6 " } else { "" };
-        let room = Scene::for_syns(&object, 2 << 20, v6);
+        let room = Scene::for_syns(&object, DEFAULT_MAX_FLOWS, v6);
         cases.push(Case {
             title: format!("{family}new flow (its SYN)"),
             goal: "≤ 500 (Katran 900)",
@@ -157,15 +160,13 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     }
     for round in 0..effort.warm_up() + effort.rounds() {
         for case in &mut cases {
+            if case.fresh {
+                scenes[case.scene] = scenes[case.scene].anew(&object);
+            }
             let ebpf = scenes[case.scene].ebpf();
             let (base, _) = run(ebpf, program::PASS, &case.packet, case.repeat)?;
             let (whole, action) = run(ebpf, case.program, &case.packet, case.repeat)?;
             ensure!(action == case.action, "{}: the last packet's action was {action}", case.title);
-            if case.fresh {
-                let template = &mut case.packet.template;
-                template.flow =
-                    template.flow.wrapping_add(template.stride.wrapping_mul(case.repeat)) & template.mask;
-            }
             if round >= effort.warm_up() {
                 case.samples.push((whole - base).max(0.0));
             }

@@ -3,13 +3,15 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use aya::Ebpf;
 use etcd_lb_tests::{Balancer, Cluster, Config, Host, Lab, Process, eventually};
 
-use crate::{haproxy, machine, responder};
+use crate::{haproxy, machine, responder, yardstick};
 
 /// How ours is named in every row.
 pub const OURS: &str = "etcd-lb";
@@ -29,6 +31,8 @@ pub enum Kind {
     Nginx,
     /// Destination and source NAT by the kernel, with connection tracking.
     Nftables,
+    /// What XDP does at the least: [`crate::yardstick`].
+    Yardstick,
 }
 
 /// What peers stand before.
@@ -39,6 +43,8 @@ pub struct Behind<'a> {
     pub checked: u16,
     /// If it is etcd, which is then checked as such.
     pub cluster: Option<&'a Cluster>,
+    /// The object that has the yardstick's program; none where that is not wanted.
+    pub object: Option<&'a Path>,
 }
 
 impl Kind {
@@ -50,13 +56,14 @@ impl Kind {
             Self::HaproxyClosing => "HAProxy, shutdown-sessions",
             Self::Nginx => "NGINX stream",
             Self::Nftables => "nftables DNAT",
+            Self::Yardstick => "static NAT by XDP",
         }
     }
 
     /// The program without which it cannot be run, as [`machine::Machine::has`] knows it.
     pub fn needs(self) -> Option<&'static str> {
         match self {
-            Self::Direct | Self::EtcdLb => None,
+            Self::Direct | Self::EtcdLb | Self::Yardstick => None,
             Self::Haproxy | Self::HaproxyClosing => Some("HAProxy"),
             Self::Nginx => Some("NGINX"),
             Self::Nftables => Some("nftables"),
@@ -72,6 +79,7 @@ impl Kind {
             Self::HaproxyClosing => Some(("haproxy-close", 5)),
             Self::Nginx => Some(("nginx", 6)),
             Self::Nftables => Some(("nftables", 7)),
+            Self::Yardstick => Some(("xdp", 8)),
         }
     }
 
@@ -88,12 +96,13 @@ pub struct Peer {
     address: Ipv4Addr,
     balancer: Option<Balancer>,
     process: Option<Process>,
+    yardstick: Option<Ebpf>,
 }
 
 impl Peer {
     pub fn start(kind: Kind, lab: &Lab, behind: &Behind<'_>) -> Result<Self> {
         let address = kind.vip().unwrap_or(behind.members[0]);
-        let mut peer = Self { kind, address, balancer: None, process: None };
+        let mut peer = Self { kind, address, balancer: None, process: None, yardstick: None };
         let Some((host, _)) = kind.host() else { return Ok(peer) };
         let host = lab.host(host);
         if kind != Kind::EtcdLb {
@@ -101,6 +110,7 @@ impl Peer {
         }
         match kind {
             Kind::Direct => {}
+            Kind::Yardstick => peer.yardstick = Some(yardstick::attach(lab, host, address, behind)?),
             Kind::EtcdLb => peer.balancer = Some(Balancer::start(host, &etcd_lb(host, behind))?),
             Kind::Haproxy | Kind::HaproxyClosing => {
                 let closing = kind == Kind::HaproxyClosing;

@@ -60,7 +60,10 @@ pub struct Report {
 pub struct Line {
     pub who: String,
     pub figure: String,
+    /// The middle half of the rounds.
     pub spread: String,
+    /// From the least to the most of all rounds.
+    pub all: String,
     /// Ours divided by this one's.
     pub ratio: String,
 }
@@ -74,9 +77,10 @@ impl Row {
             .map(|(who, samples)| {
                 let Some(summary) = Summary::of(samples) else {
                     let none = || "–".to_owned();
-                    return Line { who: who.clone(), figure: none(), spread: none(), ratio: none() };
+                    let who = who.clone();
+                    return Line { who, figure: none(), spread: none(), all: none(), ratio: none() };
                 };
-                let Summary { median, low, high, .. } = summary;
+                let Summary { median, low, high, least, most, .. } = summary;
                 let ratio = match &ours {
                     Some(ours) if who != OURS => Ratio::of(ours, &summary).to_string(),
                     _ => String::new(),
@@ -85,6 +89,7 @@ impl Row {
                     who: who.clone(),
                     figure: format!("{} {}", number(median), self.unit),
                     spread: format!("{} to {}", number(low), number(high)),
+                    all: format!("{} to {}", number(least), number(most)),
                     ratio,
                 }
             })
@@ -99,9 +104,9 @@ impl Report {
         for row in &self.rows {
             let goal = if row.goal.is_empty() { String::new() } else { format!("  (goal: {})", row.goal) };
             let _ = writeln!(text, "\n{}: {}{goal}", row.group, row.title);
-            for Line { who, figure, spread, ratio } in row.lines() {
+            for Line { who, figure, spread, all, ratio } in row.lines() {
                 let ratio = if ratio.is_empty() { ratio } else { format!("   {OURS} is {ratio}") };
-                let _ = writeln!(text, "  {who:<34} {figure:>16}   [{spread}]{ratio}");
+                let _ = writeln!(text, "  {who:<34} {figure:>16}   [{spread}; {all}]{ratio}");
             }
         }
         for (group, error) in &self.failed {
@@ -109,7 +114,7 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "\n{:.0} s in all. [middle half of the rounds]; {OURS} is N × the other's figure; ≈ where",
+            "\n{:.0} s in all. [middle half of the rounds; all]; {OURS} is N × the other's figure; ≈ where",
             self.seconds
         );
         let _ = writeln!(text, "the middle halves overlap, so that the rounds cannot tell the two apart.");
@@ -140,6 +145,8 @@ impl Report {
                             "median": summary.map(|summary| summary.median),
                             "low": summary.map(|summary| summary.low),
                             "high": summary.map(|summary| summary.high),
+                            "least": summary.map(|summary| summary.least),
+                            "most": summary.map(|summary| summary.most),
                             "rounds": samples,
                             "ours_by_this": ratio,
                         })

@@ -15,8 +15,13 @@ use crate::{
 pub const REQUESTS: u16 = 2379;
 /// Where iperf3 listens.
 pub const BULK: u16 = 5201;
+/// Of every link: a veth's own, and a wire's.
+pub const MTU: u16 = 1500;
 /// Concurrent connections that the responder serves.
 const SERVED: usize = 32;
+
+/// All that hosts are here.
+const ROLES: [Role; 4] = [Role::Client, Role::Member, Role::Balancer, Role::Proxy];
 
 /// Everything that runs while the wire is measured. Peers that are not asked stand idle.
 pub struct Site {
@@ -29,7 +34,7 @@ pub struct Site {
 impl Site {
     /// Starts every peer that is there.
     pub fn start(options: &Options, machine: &Machine) -> Result<Self> {
-        let kinds = [Kind::Direct, Kind::EtcdLb, Kind::Haproxy, Kind::Nginx, Kind::Nftables];
+        let kinds = [Kind::Direct, Kind::EtcdLb, Kind::Haproxy, Kind::Nginx, Kind::Nftables, Kind::Yardstick];
         let kinds: Vec<Kind> =
             kinds.into_iter().filter(|kind| kind.needs().is_none_or(|name| machine.has(name))).collect();
         let lab = lab("wire", &kinds, &[("etcd-1", 11)])?;
@@ -44,6 +49,7 @@ impl Site {
             members: vec![server.address()],
             checked: REQUESTS,
             cluster: None,
+            object: Some(&options.object),
         };
         let mut peers = Vec::new();
         for kind in kinds {
@@ -70,11 +76,17 @@ pub fn lab(name: &str, kinds: &[Kind], members: &[(&str, u8)]) -> Result<Lab> {
     }
     for kind in kinds {
         if let Some((host, last)) = kind.host() {
-            topology = topology.with(Role::Balancer, host, last);
+            let by_xdp = matches!(kind, Kind::EtcdLb | Kind::Yardstick);
+            topology = topology.with(if by_xdp { Role::Balancer } else { Role::Proxy }, host, last);
         }
     }
     let lab = Lab::start(name, &topology)?;
-    for host in [Role::Client, Role::Balancer].into_iter().flat_map(|role| lab.hosts(role)) {
+    for host in ROLES.into_iter().flat_map(|role| lab.hosts(role)) {
+        // Whatever the machine's own choice is: one that paces, as BBR, would be what is measured. Cubic, the default of most,
+        // does not, but a namespace may choose it only if the machine allows it to all users.
+        host.output("sysctl", &["-qw", "net.ipv4.tcp_congestion_control=reno"])?;
+    }
+    for host in [Role::Client, Role::Balancer, Role::Proxy].into_iter().flat_map(|role| lab.hosts(role)) {
         // As both HAProxy's and NGINX's documentation advise for many connections; the client's is the same for all.
         host.output(
             "sysctl",
@@ -89,7 +101,7 @@ pub fn lab(name: &str, kinds: &[Kind], members: &[(&str, u8)]) -> Result<Lab> {
 pub fn wire_size(lab: &Lab, gro: bool) -> Result<()> {
     let bridge = Netns::open(&state::netns_name(lab.id(), "bridge"))?;
     let gro = if gro { "on" } else { "off" };
-    for host in [Role::Client, Role::Member, Role::Balancer].into_iter().flat_map(|role| lab.hosts(role)) {
+    for host in ROLES.into_iter().flat_map(|role| lab.hosts(role)) {
         let features = ["tso", "off", "gso", "off", "gro", gro];
         host.output("ethtool", &[&["-K", host.interface()], &features[..]].concat())?;
         let mut port = bridge.command("ethtool");

@@ -8,6 +8,10 @@ pub struct Summary {
     pub low: f64,
     /// A quarter of the rounds found more.
     pub high: f64,
+    /// The least of any round.
+    pub least: f64,
+    /// The most of any round.
+    pub most: f64,
     pub rounds: usize,
 }
 
@@ -20,7 +24,14 @@ impl Summary {
             return None;
         }
         let at = |part| quantile(&sorted, part);
-        Some(Self { median: at(0.5), low: at(0.25), high: at(0.75), rounds: sorted.len() })
+        Some(Self {
+            median: at(0.5),
+            low: at(0.25),
+            high: at(0.75),
+            least: at(0.0),
+            most: at(1.0),
+            rounds: sorted.len(),
+        })
     }
 
     fn middle_half(&self) -> Range {
@@ -73,7 +84,7 @@ impl std::fmt::Display for Ratio {
     }
 }
 
-/// From where to where a figure lies, or a ratio by the middle halves of both figures.
+/// From where to where a figure or a ratio lies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Range {
     pub low: f64,
@@ -81,9 +92,14 @@ pub struct Range {
 }
 
 impl Range {
-    /// Of a ratio; none where that would be [`Ratio::Meaningless`].
-    pub fn of(this: &Summary, other: &Summary) -> Option<Self> {
-        (Ratio::of(this, other) != Ratio::Meaningless).then(|| Self::between(this, other))
+    /// Of a ratio, by all rounds; none where that would be [`Ratio::Meaningless`]. Without an end where a round of the other's
+    /// found nothing.
+    pub fn of_all(this: &Summary, other: &Summary) -> Option<Self> {
+        if Ratio::of(this, other) == Ratio::Meaningless {
+            return None;
+        }
+        let high = if other.least > 0.0 { this.most / other.least } else { f64::INFINITY };
+        Some(Self { low: this.least / other.most, high })
     }
 
     fn between(this: &Summary, other: &Summary) -> Self {
@@ -112,13 +128,15 @@ mod tests {
     #[test]
     fn the_middle_half_leaves_outliers_out() {
         let found = summary(&[5.0, 1.0, 3.0, 2.0, 1000.0]);
-        assert_eq!(found, Summary { median: 3.0, low: 2.0, high: 5.0, rounds: 5 });
+        let all = Summary { median: 3.0, low: 2.0, high: 5.0, least: 1.0, most: 1000.0, rounds: 5 };
+        assert_eq!(found, all);
     }
 
     #[test]
     fn quantiles_lie_between_samples() {
         assert_eq!(summary(&[1.0, 2.0]).median, 1.5);
-        assert_eq!(summary(&[7.0]), Summary { median: 7.0, low: 7.0, high: 7.0, rounds: 1 });
+        let one = Summary { median: 7.0, low: 7.0, high: 7.0, least: 7.0, most: 7.0, rounds: 1 };
+        assert_eq!(summary(&[7.0]), one);
     }
 
     #[test]
@@ -151,14 +169,18 @@ mod tests {
 
     #[test]
     fn ranges_meet_or_do_not() {
-        let range = |this: [f64; 3]| Range::of(&summary(&this), &summary(&[1.0, 1.0, 1.0]));
-        let (low, high) = (range([2.0, 2.0, 2.0]).unwrap(), range([2.0, 3.0, 4.0]).unwrap());
+        let range = |this: [f64; 3]| Range::of_all(&summary(&this), &summary(&[1.0, 1.0, 1.0]));
+        let (low, high) = (range([2.0, 2.0, 2.0]).unwrap(), range([2.5, 3.0, 3.5]).unwrap());
         assert_eq!(
             (low.to_string(), high.to_string()),
             ("2.00 to 2.00".to_owned(), "2.50 to 3.50".to_owned())
         );
         assert!(!low.meets(&high) && !high.meets(&low) && high.meets(&high));
         assert_eq!(range([-1.0, -1.0, -1.0]), None);
+        // A round of seven in which the other found nothing says nothing of how high the ratio may be.
+        let other = summary(&[0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
+        let range = Range::of_all(&summary(&[2.0; 7]), &other).unwrap();
+        assert_eq!(range, Range { low: 1.0, high: f64::INFINITY });
     }
 
     #[test]

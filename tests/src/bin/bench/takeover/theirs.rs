@@ -57,6 +57,7 @@ impl Theirs {
             members: self.members.clone(),
             checked: CLIENT_PORT,
             cluster: None,
+            object: None,
         };
         let haproxy = haproxy::start(host, VIP, &behind, false)?;
         let settings = Settings {

@@ -81,7 +81,8 @@ pub(super) async fn start(
 
 /// Longest time that serving waits for the MACs of routers toward clients. A router that lives answers within milliseconds, or, where
 /// the question got lost, once the kernel asks again: after a second (`retrans_timer`, RFC 4861 section 10). Without its MAC, flows
-/// begin by the router that their packets came by.
+/// begin by the router that their packets came by. A data plane that runs already is not left alone for so long: where the node is one
+/// of a pair, its lease would run out.
 const ROUTERS_PATIENCE: Duration = Duration::from_millis(1500);
 
 impl Agent {
@@ -90,7 +91,8 @@ impl Agent {
         if self.serving || !self.discoveries.first_round_ended() || !self.checks.first_round_ended() {
             return Ok(());
         }
-        if !self.hops.routers_are_known() && self.begun.elapsed() < ROUTERS_PATIENCE {
+        let runs_already = self.plane.adopted() || self.plane.migrates();
+        if !runs_already && !self.hops.routers_are_known() && self.begun.elapsed() < ROUTERS_PATIENCE {
             return Ok(());
         }
         let made = self.make_node_link().await;

@@ -54,13 +54,13 @@ const WORKS: [Work; 2] = [
 pub fn cpu(site: &Site, effort: Effort) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for work in WORKS {
-        let mut peers: Vec<&Peer> = site.peers.iter().collect();
-        let found = interleave(effort, &mut peers, |peer| {
-            let (before, own, begun) = (Busy::now()?, own_time(peer), Instant::now());
-            let units = (work.run)(site, peer, effort)?;
-            let busy = Busy::now()?.since(&before, begun.elapsed());
-            Ok(Cost { machine: busy / units, processes: (own_time(peer) - own) / units })
+        // The last one is ours again, for the run time of its program: counting that costs time too.
+        let mut runs: Vec<Run<'_>> = site.peers.iter().map(Run::Of).chain([Run::Counted]).collect();
+        let mut found = interleave(effort, &mut runs, |run| match run {
+            Run::Of(peer) => cost(site, peer, &work, effort),
+            Run::Counted => Ok(Cost { machine: f64::NAN, processes: xdp_time(site, &work, effort)? }),
         })?;
+        let counted = found.pop().context("no rounds")?;
         let machine: Vec<Vec<f64>> =
             found.iter().map(|rounds| rounds.iter().map(|cost| cost.machine).collect()).collect();
         let direct = direct(&site.peers, &machine);
@@ -69,7 +69,7 @@ pub fn cpu(site: &Site, effort: Effort) -> Result<Vec<Row>> {
                 .goal("≤ 1/5 of HAProxy's");
         let mut own =
             Row::new("cpu", format!("a proxy's processes, and XDP's run time, {}", work.title), work.unit);
-        own = own.cell(OURS, xdp_time(site, &work, effort)?);
+        own = own.cell(OURS, counted.iter().map(|cost| cost.processes).collect());
         for ((peer, whole), costs) in site.peers.iter().zip(&machine).zip(&found) {
             if peer.kind != Kind::Direct {
                 more = more.cell(peer.name(), whole.iter().zip(&direct).map(|(a, b)| a - b).collect());
@@ -83,6 +83,19 @@ pub fn cpu(site: &Site, effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Whose work is measured next.
+enum Run<'a> {
+    Of(&'a Peer),
+    Counted,
+}
+
+fn cost(site: &Site, peer: &Peer, work: &Work, effort: Effort) -> Result<Cost> {
+    let (before, own, begun) = (Busy::now()?, own_time(peer), Instant::now());
+    let units = (work.run)(site, peer, effort)?;
+    let busy = Busy::now()?.since(&before, begun.elapsed());
+    Ok(Cost { machine: busy / units, processes: (own_time(peer) - own) / units })
+}
+
 fn bulk(site: &Site, peer: &Peer, effort: Effort) -> Result<f64> {
     let amount = effort.pick(Amount::Octets("60M"), Amount::Seconds("4"));
     Ok(iperf3(site.client(), peer.target(BULK), amount, Some(BULK_RATE))?.octets / 1e9)
@@ -94,19 +107,15 @@ fn requests(site: &Site, peer: &Peer, effort: Effort) -> Result<f64> {
     Ok(responder::paced(site.client(), to, CONNECTIONS, REQUEST_RATE, during)? as f64 / 1e6)
 }
 
-/// What the kernel counts as our program's run time, in runs of their own: counting costs time too.
-fn xdp_time(site: &Site, work: &Work, effort: Effort) -> Result<Vec<f64>> {
+/// What the kernel counts as our program's run time, for a unit of work.
+fn xdp_time(site: &Site, work: &Work, effort: Effort) -> Result<f64> {
     let ours = site.peers.iter().find(|peer| peer.kind == Kind::EtcdLb).context("no peer of ours")?;
     let pin = ours.balancer().context("no balancer")?.pin_dir().join(lb_common::maps::program::ENTRY);
     let _counting = enable_stats(Stats::RunTime).context("the kernel's counting of run times")?;
     let run_time = || -> Result<f64> { Ok(ProgramInfo::from_pin(&pin)?.run_time().as_secs_f64()) };
-    (0..effort.rounds())
-        .map(|_| {
-            let before = run_time()?;
-            let units = (work.run)(site, ours, effort)?;
-            Ok((run_time()? - before) / units)
-        })
-        .collect()
+    let before = run_time()?;
+    let units = (work.run)(site, ours, effort)?;
+    Ok((run_time()? - before) / units)
 }
 
 /// CPU time that a peer's processes have used, in s.

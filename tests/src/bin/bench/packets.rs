@@ -23,6 +23,10 @@ const PASS: u32 = 2;
 const TX: u32 = 3;
 /// Flows of one new-flow sample: half of the handshakes under way that there is room for by default.
 const NEW_FLOWS: u32 = half_open_capacity(DEFAULT_MAX_FLOWS) / 2;
+/// Members of that: those of a large etcd cluster.
+const MEMBERS: u16 = 5;
+/// Members of a flood: enough that each of a million clients finds its own port free, although no agent frees any meanwhile.
+const FLOODED: u16 = 32;
 /// From one flow to the next: times this, plus [`STRIDE`]. The lower halves of the numbers that Knuth uses for MMIX (TAOCP volume 2,
 /// section 3.3.4).
 const FACTOR: u32 = 0x4c95_7f2d;
@@ -132,7 +136,7 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     }
     for v6 in [false, true] {
         let family = if v6 { "IPv6 " } else { "" };
-        let flood = Scene::for_syns(&object, 8192, v6);
+        let flood = Scene::for_syns(&object, 8192, FLOODED, v6);
         add(
             scenes.len(),
             format!("{family}SYN flood, each evicts another"),
@@ -144,7 +148,7 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     }
     for v6 in [false, true] {
         let family = if v6 { "IPv6 " } else { "" };
-        let room = Scene::for_syns(&object, DEFAULT_MAX_FLOWS, v6);
+        let room = new_tables(&object, v6);
         cases.push(Case {
             title: format!("{family}new flow (its SYN)"),
             goal: "≤ 500 (Katran 900)",
@@ -161,7 +165,7 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     for round in 0..effort.warm_up() + effort.rounds() {
         for case in &mut cases {
             if case.fresh {
-                scenes[case.scene] = scenes[case.scene].anew(&object);
+                scenes[case.scene] = new_tables(&object, scenes[case.scene].is_v6());
             }
             let ebpf = scenes[case.scene].ebpf();
             let (base, _) = run(ebpf, program::PASS, &case.packet, case.repeat)?;
@@ -174,6 +178,11 @@ pub fn packets(object: &Path, effort: Effort) -> Result<Vec<Row>> {
     }
     let row = |case: Case| Row::new("packets", case.title, "ns").goal(case.goal).cell(OURS, case.samples);
     Ok(cases.into_iter().map(row).collect())
+}
+
+/// Tables of default size with nothing in them.
+fn new_tables(object: &[u8], v6: bool) -> Scene {
+    Scene::for_syns(object, DEFAULT_MAX_FLOWS, MEMBERS, v6)
 }
 
 /// `1 flow`, `4,096 flows`.

@@ -9,7 +9,7 @@ use etcd_lb_tests::frames::{
     v6::{TcpFrame6, VIP6},
 };
 use lb_common::{
-    maps::{DEFAULT_MAX_FLOWS, LOAD_TOTAL, half_open_capacity, program},
+    maps::{LOAD_TOTAL, half_open_capacity, program},
     tcp::{ACK, SYN},
 };
 
@@ -24,8 +24,6 @@ const FLOWS_PER_MEMBER: u32 = 32_768;
 const PART: u32 = 16;
 /// The wrapper's.
 const FIRST_PORT: u16 = 16_384;
-/// Members that new flows are spread over: those of a large etcd cluster.
-const MEMBERS: u16 = 5;
 /// Offsets in an untagged frame of (the source address whose last two octets name the flow, source port, destination port).
 /// The address is given as if it had four octets.
 const OFFSETS: (u32, u32, u32) = (26, 34, 36);
@@ -76,18 +74,13 @@ impl Scene {
     }
 
     /// Without flows, its members chosen in turn.
-    pub fn for_syns(object: &[u8], max_flows: u32, v6: bool) -> Self {
+    pub fn for_syns(object: &[u8], max_flows: u32, members: u16, v6: bool) -> Self {
         let mut scene = Self::new(object, max_flows, v6);
-        for member in 0..MEMBERS {
+        for member in 0..members {
             scene.member(member);
         }
-        scene.program.maglev_of(0, |slot| slot as u16 % MEMBERS);
+        scene.program.maglev_of(0, |slot| slot as u16 % members);
         scene
-    }
-
-    /// The same of default size with nothing in its tables.
-    pub fn anew(&self, object: &[u8]) -> Self {
-        Self::for_syns(object, DEFAULT_MAX_FLOWS, self.v6)
     }
 
     fn new(object: &[u8], max_flows: u32, v6: bool) -> Self {
@@ -107,6 +100,10 @@ impl Scene {
         } else {
             self.program.backend(number, 0, VIP, (address(Net::Members, host), PORT));
         }
+    }
+
+    pub fn is_v6(&self) -> bool {
+        self.v6
     }
 
     pub fn ebpf(&mut self) -> &mut Ebpf {

@@ -249,6 +249,8 @@ impl Lab {
         // Nobody is asked whether the address is free, so that it can be used at once.
         let address = format!("{}/{}", nic.address_v6(), Topology::PREFIX_V6);
         host.output("ip", &["address", "add", &address, "dev", interface, "nodad"])?;
+        // Nor is it asked of the link-local address, which for up to 2 s the kernel would not ask for neighbours by.
+        host.output("sysctl", &["-qw", &format!("net/ipv6/conf/{interface}/accept_dad=0")])?;
         host.output("ip", &["link", "set", "dev", interface, "up"])?;
         Ok(())
     }

@@ -79,11 +79,12 @@ pub(super) async fn start(
     Ok((agent, rings, commands))
 }
 
-/// Longest time that serving waits for the MACs of routers toward clients. A router that lives answers within milliseconds, or, where
-/// the question got lost, once the kernel asks again: after a second (`retrans_timer`, RFC 4861 section 10). Without its MAC, flows
-/// begin by the router that their packets came by. A data plane that runs already is not left alone for so long: where the node is one
-/// of a pair, its lease would run out.
-const ROUTERS_PATIENCE: Duration = Duration::from_millis(1500);
+/// Longest time that serving waits for the MACs of routers toward clients. A router that lives answers within milliseconds; where the
+/// question got lost, once the kernel asks again, a second later (`retrans_timer`, RFC 4861 section 10); and on an interface that has just
+/// come up the kernel asks for IPv6 routers by a link-local address only when it knows that no one else has that, which takes
+/// up to 2 s (RFC 4862 section 5.4). Without its MAC, flows begin by the router that their packets came by. A data plane that runs already is
+/// not left alone for so long: where the node is one of a pair, its lease would run out.
+const ROUTERS_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Agent {
     /// Attaches and says so, once the first round of probes has ended.

@@ -18,10 +18,12 @@
 //! | [`quote`] | the packet that an ICMP error quotes |
 //! | [`capture`] | the packets that `etcd-lb capture` shows |
 //! | [`wire`] | headers as they stand in a frame |
+//! | [`bench`] | what benchmarks tell their programs |
 #![cfg_attr(not(test), no_std)]
 #![warn(missing_docs)]
 
 pub mod addr;
+pub mod bench;
 pub mod capture;
 pub mod checksum;
 pub mod choose;

@@ -9,9 +9,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    addr::{Addr, Mac},
+    bench::{StaticNat, Template},
     counters::Counter,
-    maps::Interface,
     wire::ethertype,
 };
 
@@ -21,26 +20,6 @@ use crate::{
     maps,
     nat::{self, End},
 };
-
-/// What to write. The first two fields are the agent's in no build: benchmarks set them.
-#[repr(C)]
-pub struct Template {
-    /// The frame's first 64 octets.
-    frame: [u32; 16],
-    /// Flows, a power of two, less one.
-    mask: u32,
-    /// From one flow to the next: times `factor`, plus `stride`. Where the factor is one more than a multiple of four and the
-    /// stride is odd, all are visited (Hull and Dobell, "Random Number Generators", 1962); with a factor other than 1 in an
-    /// order that no prefetcher foresees.
-    factor: u32,
-    stride: u32,
-    /// The flow of the last packet.
-    flow: u32,
-    /// Offset of the address whose last two octets name the flow's high bits; 0: every packet is the same.
-    address: u32,
-    /// Offset of the port that names the flow's low 15 bits.
-    port: u32,
-}
 
 #[btf_map(name = "bench_template")]
 static TEMPLATE: Array<Template, 1> = Array::new();
@@ -93,18 +72,6 @@ pub fn line() -> Outcome {
         (*template).flow = flow ^ (seen >> 63) as u32;
     }
     Ok(xdp_action::XDP_TX)
-}
-
-/// What [`static_nat`] translates.
-#[repr(C)]
-pub struct StaticNat {
-    vip: Addr,
-    client: Addr,
-    member: Addr,
-    /// The one that the program is attached to.
-    interface: Interface,
-    client_mac: Mac,
-    member_mac: Mac,
 }
 
 #[btf_map(name = "bench_static_nat")]

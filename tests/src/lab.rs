@@ -224,8 +224,15 @@ impl Lab {
     /// switch has none.
     fn as_a_switch(&self) -> Result<()> {
         let bridge = self.bridge.as_ref().context("the lab has no bridge yet")?;
-        let script = "for hook in /proc/sys/net/bridge/bridge-nf-call-*tables; do [ ! -e $hook ] || echo 0 > $hook; done";
-        output(bridge.command("sh").args(["-c", script])).map(drop)
+        bridge.run(|| {
+            for tables in ["arptables", "ip6tables", "iptables"] {
+                let hook = Path::new("/proc/sys/net/bridge").join(format!("bridge-nf-call-{tables}"));
+                if hook.exists() {
+                    fs::write(&hook, "0").with_context(|| format!("{}", hook.display()))?;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Makes a host's interface and the bridge's port that is its other end.

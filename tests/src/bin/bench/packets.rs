@@ -13,7 +13,10 @@ use aya::{
     maps::{Array, ProgramArray},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
-use lb_common::maps::{DEFAULT_MAX_FLOWS, half_open_capacity, program};
+use lb_common::{
+    bench::Template,
+    maps::{DEFAULT_MAX_FLOWS, half_open_capacity, program},
+};
 
 use crate::{Effort, peers::OURS, report::Row};
 
@@ -31,27 +34,6 @@ const FLOODED: u16 = 32;
 /// section 3.3.4).
 const FACTOR: u32 = 0x4c95_7f2d;
 const STRIDE: u32 = 0xf767_814f;
-
-/// The value of the map `bench_template`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Template {
-    /// The frame's first 64 octets.
-    frame: [u32; 16],
-    /// Flows, a power of two, less one.
-    mask: u32,
-    factor: u32,
-    stride: u32,
-    /// The flow of the last packet.
-    flow: u32,
-    /// Offset of the address whose last two octets name a flow's high bits; 0: every packet is the same.
-    address: u32,
-    /// Offset of the port that names its low bits.
-    port: u32,
-}
-
-// SAFETY: an array and words, without padding, of which every bit pattern is a value.
-unsafe impl aya::Pod for Template {}
 
 /// What is run: a whole frame, of which the template writes the beginning.
 pub struct Packet {

@@ -10,10 +10,7 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use etcd_lb_tests::{Host, Lab};
-use lb_common::{
-    addr::{Addr, Mac},
-    maps::Interface,
-};
+use lb_common::{addr::Mac, bench::StaticNat, maps::Interface};
 use nix::net::if_::if_nametoindex;
 
 use crate::{peers::Behind, site::MTU};
@@ -23,25 +20,9 @@ const PROGRAM: &str = "bench_nat";
 /// Its map.
 const KNOWN: &str = "bench_static_nat";
 
-/// The map's value.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct StaticNat {
-    vip: Addr,
-    client: Addr,
-    member: Addr,
-    interface: Interface,
-    client_mac: Mac,
-    member_mac: Mac,
-}
-
-// SAFETY: fields without padding between or behind them (48 octets, 16, and twice 6), of which every bit pattern is a value.
-unsafe impl aya::Pod for StaticNat {}
-const _: () = assert!(size_of::<StaticNat>() == 3 * size_of::<Addr>() + size_of::<Interface>() + 12);
-
 /// Attaches it to a host's interface, on which it stays while what is returned lives.
 pub fn attach(lab: &Lab, host: &Host, vip: Ipv4Addr, behind: &Behind<'_>) -> Result<Ebpf> {
-    let path = behind.object.context("no object")?;
+    let path = behind.object.context("the yardstick needs the object that `cargo xtask bench` builds")?;
     let object = fs::read(path).with_context(|| format!("{}", path.display()))?;
     let mac_of = |name| -> Result<Mac> { Ok(Mac::new(lab.host(name).mac()?)) };
     let known = StaticNat {

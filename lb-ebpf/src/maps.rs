@@ -11,10 +11,10 @@ use lb_common::{
     election::Election,
     maps::{
         self, AllowData, Backend, ClientKey, ClientLoad, ClientRoute, EVENTS_LEN, Filter, Flow, FlowKey,
-        Forward, Handshakes, Interface, LOAD_SLOTS, Layout, Lease, Load, MAX_ALLOW, MAX_BACKENDS,
-        MAX_CLIENT_ROUTES, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_LEN, PORT_TABLE_SLOTS,
-        Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Suspect, Ticks, VipClaim,
-        VipOnInterface,
+        Forward, Handshakes, Interface, LOAD_SLOTS, Layout, Lease, Load, MAGLEV_TABLES, MAX_ALLOW,
+        MAX_BACKENDS, MAX_CLIENT_ROUTES, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_LEN,
+        PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Suspect, Ticks,
+        VipClaim, VipOnInterface, load_of_service,
     },
     shortcut::Bucket,
 };
@@ -52,7 +52,7 @@ pub static BACKENDS: Array<Backend, MAX_BACKENDS, MMAPABLE> = Array::new();
 #[btf_map(name = "returns")]
 pub static RETURNS: HashMap<ReturnKey, u32, MAX_BACKENDS> = HashMap::new();
 #[btf_map(name = "maglev")]
-pub static MAGLEV: ArrayOfMaps<Array<Words<{ size_of::<Maglev>() / 4 }>, 1>, MAX_SERVICES> =
+pub static MAGLEV: ArrayOfMaps<Array<Words<{ size_of::<Maglev>() / 4 }>, MAGLEV_TABLES>, MAX_SERVICES> =
     ArrayOfMaps::new();
 #[btf_map(name = "flows")]
 pub static FLOWS: HashMap<FlowKey, Flow, FLOWS_CAPACITY> = HashMap::new();
@@ -110,9 +110,13 @@ pub type Words<const LENGTH: usize> = [u32; LENGTH];
 /// The Maglev table of a service.
 #[inline(always)]
 pub fn maglev(service: u16) -> Option<&'static Maglev> {
-    let words = MAGLEV.get_value(service as u32, &0)?;
-    // SAFETY: the value has the size of a `Maglev`, and more than its alignment, as every map value; the agent writes
-    // nothing else into it, and only before it is in the outer map.
+    let load = LOADS.get_ptr(load_of_service(service))?;
+    // SAFETY: a live map value, of which one word is read.
+    let table = unsafe { (&raw const (*load).table).read_volatile() };
+    let words = MAGLEV.get_value(service as u32, &(table as u32))?;
+    // SAFETY: the value has the size of a `Maglev`, and more than its alignment, as every map value. The agent writes nothing
+    // else into it, and only while it does not count; should it count no longer since a moment, and be written, each number
+    // read is one of the old or of the new table, which is checked as any.
     Some(unsafe { &*core::ptr::from_ref(words).cast::<Maglev>() })
 }
 

@@ -1,9 +1,37 @@
 //! Packet sockets (packet(7)): whole frames, in and out.
+//!
+//! The kernel ends one only after an RCU grace period: tens of milliseconds, and seconds on a machine under load. So those of
+//! the agent's loop stay open, see [`Sender`], or are closed elsewhere.
 
 use std::{
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
+
+use tracing::warn;
+
+/// Sends frames by a socket that receives nothing, is opened when it is needed first, and stays open.
+#[derive(Debug, Default)]
+pub(crate) struct Sender(Option<OwnedFd>);
+
+impl Sender {
+    /// Sends a frame out of an interface.
+    ///
+    /// # Errors
+    /// CAP_NET_RAW is missing, which is logged too; or those of [`send`].
+    pub(crate) fn send(&mut self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+        let socket = match &mut self.0 {
+            Some(socket) => socket,
+            none => {
+                let opened = socket().inspect_err(|error| {
+                    warn!(%error, "no packet socket: VIPs are not announced, and silent ends of flows not told of their end");
+                });
+                none.insert(opened?)
+            }
+        };
+        send(socket, ifindex, frame)
+    }
+}
 
 /// A socket that receives nothing until it is bound; it does not block.
 ///

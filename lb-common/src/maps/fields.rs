@@ -62,7 +62,7 @@ shapes! {
     Record {
         claim, last_seen, client, client_port, inner_tag, ifindex, client_mac, outer_tag, last_ack, epoch, edge, client_edge,
     }
-    Load { established, pending, turn }
+    Load { established, pending, turn, table }
     ClientKey { client, service }
     ClientLoad { established }
     Lease { granted_at, deadline, revoked_at, grace_until, other_ifindex, other_mac, reserved }

@@ -289,6 +289,8 @@ pub struct Load {
     pub pending: u64,
     /// Of a service: whose turn it is, for `round-robin` and among equals of `least-conn`.
     pub turn: i64,
+    /// Of a service: which of the two elements of its map in `maglev` choices are made by, 0 or 1. The agent's.
+    pub table: u64,
 }
 
 impl Load {

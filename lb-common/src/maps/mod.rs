@@ -45,6 +45,8 @@ pub const PORT_TABLE_SLOTS: u32 = 65_536;
 /// Elements of a port table: the return halves of all slots ([`Record`]), then their forward halves ([`Forward`]). Apart, since
 /// the two are used by different packets, on different CPUs as a rule.
 pub const PORT_TABLE_LEN: u32 = 2 * PORT_TABLE_SLOTS;
+/// Elements of a service's map in `maglev`: the one that counts, and the one that is written next.
+pub const MAGLEV_TABLES: usize = 2;
 /// No backend, in a Maglev slot.
 pub const NO_BACKEND: u16 = u16::MAX;
 

@@ -22,7 +22,7 @@ pub const CLIENT_ROUTES: &str = "client_routes";
 pub const BACKENDS: &str = "backends";
 /// Hash [`super::ReturnKey`] → backend number.
 pub const RETURNS: &str = "returns";
-/// Array of maps: service number → array of one [`super::Maglev`].
+/// Array of maps: service number → array of two [`super::Maglev`]; [`super::Load::table`] says which one counts.
 pub const MAGLEV: &str = "maglev";
 /// Hash [`super::FlowKey`] → [`super::Flow`]: forward entries of established flows.
 pub const FLOWS: &str = "flows";

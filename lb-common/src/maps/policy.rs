@@ -324,7 +324,7 @@ impl ReturnKey {
     }
 }
 
-/// All that a choice among a service's backends needs, in one value that is swapped as one: the Maglev table (slot →
+/// All that a choice among a service's backends needs, in one value that is switched to as one: the Maglev table (slot →
 /// backend number, [`super::NO_BACKEND`] where there is none), and the live backends. The table is one slot longer than
 /// [`MAGLEV_SLOTS`], so that the verifier's bound for a scaled hash lies inside.
 #[repr(C)]

@@ -72,7 +72,7 @@ pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAd
             asked.push((vip, link.index, link.name.clone(), mac));
         }
     }
-    // All at once: the time is that of one.
+    // All at once: the time is that of one. None is cut short, for each closes its socket elsewhere.
     let answers = asked.into_iter().map(|(vip, ifindex, interface, mac)| {
         let own = &own;
         async move {
@@ -87,7 +87,7 @@ pub(super) async fn vips_are_free(config: &Config, mirror: &Mirror, ours: &[IpAd
             }
         }
     });
-    futures_util::future::try_join_all(answers).await.map(drop)
+    futures_util::future::join_all(answers).await.into_iter().collect()
 }
 
 /// The interfaces of the config, and on which of them which IPv6 VIP is answered for.

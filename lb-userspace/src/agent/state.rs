@@ -35,7 +35,8 @@ use crate::{
     api::{SocketFile, events::Events},
     dataplane::{Census, DataPlane, monotonic_ns},
     discovery::Discoveries,
-    netlink::{Network, Touched, groups, hops::Hops, vip},
+    netlink::{Network, Touched, groups, hops::Hops},
+    packet,
     probe::{Changed, Checks},
 };
 
@@ -85,6 +86,8 @@ pub(super) struct Agent {
     pub(super) reloaded: Reloaded,
     /// How often the VIPs are still to be announced.
     pub(super) announcements: u8,
+    /// Sends them.
+    pub(super) announcer: packet::Sender,
     /// The last census.
     pub(super) census: Census,
     /// When it was taken; `None`: what it says is no longer so.
@@ -155,6 +158,7 @@ impl Agent {
             unreconciled: false,
             reloaded: Reloaded::now(),
             announcements: 0,
+            announcer: packet::Sender::default(),
             census: Census::default(),
             census_at: None,
             traffic: Samples::default(),
@@ -267,12 +271,12 @@ impl Agent {
     }
 
     /// Says once where the VIPs are.
-    pub(super) fn announce_vips(&self) {
+    pub(super) fn announce_vips(&mut self) {
         if !self.owns_vips() {
             return;
         }
         for (ifindex, frame) in self.announcements() {
-            if let Err(error) = vip::send(ifindex, &frame) {
+            if let Err(error) = self.announcer.send(ifindex, &frame) {
                 debug!(ifindex, %error, "a VIP was not announced");
             }
         }

@@ -85,21 +85,43 @@ pub(super) fn apply(
     }
 }
 
-/// A new inner map takes the place of the old one: readers have either, whole.
+/// Writes the table that does not count, then says that it does: readers have either, whole. A new inner map in the place of
+/// the old one would do the same, but there the kernel waits for an RCU grace period: milliseconds, on a machine under load
+/// seconds, in which nobody would reset the flows of the backend that is down.
 fn swap_maglev(maps: &mut Maps, service: u16, table: &Table) -> Result<(), Error> {
     let mut value = boxed_maglev();
     table.write(&mut value);
+    match maps.maglev_of(service)? {
+        Some(inner) => {
+            let counts = maps.table_in_use(service);
+            let other = (counts.load(Ordering::Relaxed) + 1) % maps::MAGLEV_TABLES as u64;
+            write_table(&inner, other as u32, &value)?;
+            counts.store(other, Ordering::Release);
+            Ok(())
+        }
+        None => add_maglev(maps, service, &value),
+    }
+}
+
+/// A service's first table. Whatever its [`maps::Load::table`] says, it counts.
+fn add_maglev(maps: &mut Maps, service: u16, value: &Maglev) -> Result<(), Error> {
     let definition = aya_obj::Map::new_from_params(
         bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
         size_of::<u32>() as u32,
         size_of::<Maglev>() as u32,
-        1,
+        maps::MAGLEV_TABLES as u32,
         0,
     );
     let inner = MapData::create(definition, "maglev_table", None).map_err(Error::map(name::MAGLEV))?;
-    // SAFETY: the map was made with this value size.
-    unsafe { bpf::write_first(inner.fd().as_fd(), &*value) }.map_err(Error::call("write", name::MAGLEV))?;
+    for number in 0..maps::MAGLEV_TABLES as u32 {
+        write_table(&inner, number, value)?;
+    }
     maps.maglev.set(service.into(), &inner, ANY).map_err(Error::map(name::MAGLEV))
+}
+
+fn write_table(inner: &MapData, number: u32, value: &Maglev) -> Result<(), Error> {
+    // SAFETY: each inner map was made with this value size, by `add_maglev` of an agent with the same layouts.
+    unsafe { bpf::write(inner.fd().as_fd(), number, value) }.map_err(Error::call("write", name::MAGLEV))
 }
 
 /// The epoch stays, so that no forward entry of the old owner fits the next one.

@@ -105,13 +105,12 @@ pub(super) unsafe fn take<K: IntoBytes, V: FromBytes>(map: BorrowedFd<'_>, key: 
     }
 }
 
-/// Reads an array's first element.
+/// Reads an array's element.
 ///
 /// # Safety
 ///
 /// `V` has the map's value size.
-pub(super) unsafe fn read_first<V: FromBytes>(map: BorrowedFd<'_>, value: &mut V) -> io::Result<()> {
-    let key = 0u32;
+pub(super) unsafe fn read<V: FromBytes>(map: BorrowedFd<'_>, key: u32, value: &mut V) -> io::Result<()> {
     let mut attr = empty();
     attr.__bindgen_anon_2.map_fd = number(map);
     attr.__bindgen_anon_2.key = &raw const key as u64;
@@ -121,13 +120,12 @@ pub(super) unsafe fn read_first<V: FromBytes>(map: BorrowedFd<'_>, value: &mut V
     unsafe { call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }.map(drop)
 }
 
-/// Writes an array's first element.
+/// Writes an array's element.
 ///
 /// # Safety
 ///
 /// `V` has the map's value size.
-pub(super) unsafe fn write_first<V: IntoBytes>(map: BorrowedFd<'_>, value: &V) -> io::Result<()> {
-    let key = 0u32;
+pub(super) unsafe fn write<V: IntoBytes>(map: BorrowedFd<'_>, key: u32, value: &V) -> io::Result<()> {
     let mut attr = empty();
     attr.__bindgen_anon_2.map_fd = number(map);
     attr.__bindgen_anon_2.key = &raw const key as u64;

@@ -248,7 +248,7 @@ fn pin(pins: &PinDir, map: &Map, name: &str) -> Result<(), Error> {
 
 fn write(map: &MapData, settings: &Settings) -> Result<(), Error> {
     // SAFETY: the map's values are `Settings`, as both sides have them from `lb_common`.
-    unsafe { bpf::write_first(map.fd().as_fd(), settings) }.map_err(Error::call("write", capture::SETTINGS))
+    unsafe { bpf::write(map.fd().as_fd(), 0, settings) }.map_err(Error::call("write", capture::SETTINGS))
 }
 
 #[cfg(test)]

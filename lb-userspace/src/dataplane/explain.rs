@@ -1,10 +1,6 @@
 //! Which backend a new flow would go to, from the maps, by the data plane's own arithmetic.
 
-use std::{
-    mem::offset_of,
-    net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     addr::{Addr, Port},
@@ -108,12 +104,7 @@ impl DataPlane {
     }
 
     fn load(&self, slot: u32) -> Load {
-        let loads = &self.maps.loads;
-        Load {
-            established: loads.i64(slot as usize, offset_of!(Load, established)).load(Ordering::Relaxed),
-            pending: loads.u64(slot as usize, offset_of!(Load, pending)).load(Ordering::Relaxed),
-            turn: loads.i64(slot as usize, offset_of!(Load, turn)).load(Ordering::Relaxed),
-        }
+        self.maps.loads.read(slot as usize)
     }
 
     fn flows_of_client(&self, service: u16, client: Addr) -> u64 {

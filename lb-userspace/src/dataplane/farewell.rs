@@ -15,14 +15,13 @@ use lb_core::{
     resets::Time,
     segment::{self, End, Link},
 };
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     BackendPlace, DataPlane,
     error::Error,
     forward::{self, NO_EXIST},
     maps::{Maps, is_absent},
-    raw_socket::RawSocket,
     resets::{Ended, Reason},
 };
 
@@ -45,10 +44,6 @@ pub struct EndedFlow {
     /// Why.
     pub reason: Reason,
 }
-
-/// The packet socket, opened when it is needed first.
-#[derive(Debug, Default)]
-pub(super) struct WayOut(Option<RawSocket>);
 
 impl DataPlane {
     /// Tells both ends of some of the flows that were ended. Returns those of which this is the first time.
@@ -136,23 +131,10 @@ impl DataPlane {
         let link = Link { source: interface.mac, destination: way.mac, tags: way.tags };
         for segment in segment::farewell(last_ack, edge) {
             let Some(frame) = segment::frame(&link, &way.from, &way.to, &segment) else { return };
-            if let Err(error) = self.resets.way_out.send(way.ifindex, &frame) {
+            if let Err(error) = self.resets.sender.send(way.ifindex, &frame) {
                 debug!(ifindex = way.ifindex, %error, "a reset was not sent");
             }
         }
-    }
-}
-
-impl WayOut {
-    fn send(&mut self, ifindex: u32, frame: &[u8]) -> std::io::Result<()> {
-        if self.0.is_none() {
-            let opened = RawSocket::open();
-            if let Err(error) = &opened {
-                warn!(%error, "no packet socket: silent ends of flows are not told that these were reset");
-            }
-            self.0 = Some(opened?);
-        }
-        self.0.as_ref().map_or(Ok(()), |socket| socket.send(ifindex, frame))
     }
 }
 

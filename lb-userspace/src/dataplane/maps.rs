@@ -1,6 +1,10 @@
 //! The maps, typed, and reading from them what a former agent left.
 
-use std::{collections::BTreeMap, os::fd::AsFd as _};
+use std::{
+    collections::BTreeMap,
+    os::fd::AsFd as _,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use aya::{
     Ebpf,
@@ -149,17 +153,28 @@ impl Maps {
     }
 
     fn read_maglev(&self, service: u16) -> Result<Option<Table>, Error> {
-        let inner = match self.maglev.get(&u32::from(service), 0) {
-            Ok(inner) => inner,
-            Err(error) if is_absent(&error) => return Ok(None),
-            Err(error) => return Err(Error::map(name::MAGLEV)(error)),
-        };
+        let Some(inner) = self.maglev_of(service)? else { return Ok(None) };
+        let counts = self.table_in_use(service).load(Ordering::Relaxed) as u32;
         let mut table = boxed_maglev();
         // SAFETY: the kernel holds an inner map to the value size of the first, and `layout::check` the hash over the
         // sizes of all layouts.
-        unsafe { bpf::read_first(inner.fd().as_fd(), &mut *table) }
+        unsafe { bpf::read(inner.fd().as_fd(), counts, &mut *table) }
             .map_err(Error::call("read", name::MAGLEV))?;
         Ok(Some(Table::read(&table)))
+    }
+
+    /// The map with a service's tables.
+    pub(super) fn maglev_of(&self, service: u16) -> Result<Option<MapData>, Error> {
+        match self.maglev.get(&u32::from(service), 0) {
+            Ok(inner) => Ok(Some(inner)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(Error::map(name::MAGLEV)(error)),
+        }
+    }
+
+    /// Which of them counts.
+    pub(super) fn table_in_use(&self, service: u16) -> &AtomicU64 {
+        self.loads.u64(maps::load_of_service(service) as usize, std::mem::offset_of!(Load, table))
     }
 }
 

@@ -10,7 +10,7 @@
 //! | `migrate.rs`, `raw_map.rs` | flows carried over from maps of another layout |
 //! | `census.rs`, `flows.rs` | counting and listing flows |
 //! | `explain.rs` | which backend a new flow would go to |
-//! | `resets.rs`, `farewell.rs`, `raw_socket.rs` | ending flows, and telling both ends |
+//! | `resets.rs`, `farewell.rs` | ending flows, and telling both ends |
 //! | `rings.rs`, `told.rs` | what the data plane tells by itself: signals and events |
 //! | `sweep.rs`, `forward.rs`, `loads.rs`, `clients.rs`, `leaving.rs` | what is cleaned up about once a second |
 //! | `lease.rs` | the lease on the VIPs |
@@ -51,7 +51,6 @@ mod pins;
 mod port_table;
 mod privilege;
 mod raw_map;
-mod raw_socket;
 mod resets;
 mod rings;
 mod shared;

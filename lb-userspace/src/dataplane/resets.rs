@@ -20,10 +20,8 @@ use lb_common::{
 use lb_core::resets::Schedule;
 use tracing::debug;
 
-use super::{
-    DataPlane, clients, farewell::WayOut, leaving, maps::Maps, monotonic_ns, port_table::PortTable,
-    sweep::count_out,
-};
+use super::{DataPlane, clients, leaving, maps::Maps, monotonic_ns, port_table::PortTable, sweep::count_out};
+use crate::packet::Sender;
 
 /// Why flows were ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +82,7 @@ pub(super) struct Ended {
 #[derive(Debug, Default)]
 pub(super) struct Resets {
     pub(super) schedule: Schedule<Ended>,
-    pub(super) way_out: WayOut,
+    pub(super) sender: Sender,
     /// Why a backend's epoch was raised last.
     reasons: BTreeMap<u16, Reason>,
     /// Established flows ended, by backend and reason, since this process began.

@@ -4,12 +4,14 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
 use lb_common::addr::Mac;
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 
@@ -32,20 +34,28 @@ pub(super) const MIN_FRAME: usize = 60;
 /// No packet socket (CAP_NET_RAW is missing), or the interface is down.
 pub async fn owner(ifindex: u32, mac: Mac, own: &[Mac], address: IpAddr) -> io::Result<Option<Mac>> {
     let protocol = if address.is_ipv4() { libc::ETH_P_ARP } else { libc::ETH_P_IPV6 };
-    let socket = packet_socket(ifindex, protocol as u16)?;
-    // SAFETY: the `File` owns an open descriptor, is moved into the `AsyncFd`, and is only borrowed from it (`get_ref`),
-    // so that the descriptor stays open and the same until the `AsyncFd` is dropped.
-    let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+    let socket = Arc::new(packet_socket(ifindex, protocol as u16)?);
+    let found = ask(&socket, mac, own, address).await;
+    // See `packet`: this would wait.
+    spawn_blocking(move || drop(socket));
+    found
+}
+
+async fn ask(socket: &Arc<File>, mac: Mac, own: &[Mac], address: IpAddr) -> io::Result<Option<Mac>> {
+    let shared = Arc::clone(socket);
+    // SAFETY: the `File` owns an open descriptor and nobody takes it out of the `Arc`, of which the `AsyncFd` has one, so
+    // that the descriptor stays open and the same until the `AsyncFd` is dropped.
+    let readable = unsafe { AsyncFd::register_with_interest(shared, Interest::READABLE) }?;
     let probe = match address {
         IpAddr::V4(v4) => arp::probe(mac, v4).to_vec(),
         IpAddr::V6(v6) => nd::probe(mac, v6),
     };
     for _ in 0..PROBES {
-        socket.get_ref().write_all(&probe)?;
+        (&**socket).write_all(&probe)?;
         let until = Instant::now() + PAUSE;
-        while let Ok(ready) = timeout_at(until, socket.readable()).await {
+        while let Ok(ready) = timeout_at(until, readable.readable()).await {
             let mut frame = [0u8; 128];
-            match ready?.try_io(|socket| socket.get_ref().read(&mut frame)) {
+            match ready?.try_io(|_| (&**socket).read(&mut frame)) {
                 Ok(Ok(length)) => {
                     if let Some(claimant) =
                         claimant_in(&frame[..length], address).filter(|mac| !own.contains(mac))
@@ -59,14 +69,6 @@ pub async fn owner(ifindex: u32, mac: Mac, own: &[Mac], address: IpAddr) -> io::
         }
     }
     Ok(None)
-}
-
-/// Sends a frame of [`announcements`].
-///
-/// # Errors
-/// No packet socket, or the interface is down.
-pub fn send(ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    packet::send(&packet::socket()?, ifindex, frame)
 }
 
 /// The frames by which every host learns that `address` is at `mac`: gratuitous ARP as request and as reply, for there are

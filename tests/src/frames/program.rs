@@ -203,10 +203,10 @@ impl Program {
 
     /// Swaps what a service's choices are made by.
     pub fn table(&mut self, service: u16, of: &Table) {
-        let mut table = Array::<MapData, Maglev>::create(1, 0).expect("a Maglev table");
+        let mut table = Array::<MapData, Maglev>::create(MAGLEV_TABLES as u32, 0).expect("Maglev tables");
         let mut value = Maglev::new_zeroed();
         of.write(&mut value);
-        table.set(0, value, 0).expect("set");
+        (0..MAGLEV_TABLES as u32).for_each(|number| table.set(number, value, 0).expect("set"));
         let mut maglev: ArrayOfMaps<_, Array<MapData, Maglev>> =
             self.ebpf.map_mut(name::MAGLEV).expect("maglev").try_into().expect("an array of maps");
         maglev.set(u32::from(service), &table, 0).expect("set");

@@ -9,3 +9,4 @@ mod migrate;
 mod pins;
 mod sandbox;
 mod sync;
+mod tables;

@@ -12,7 +12,8 @@ use lb_common::{
     counters::Counter,
     hash,
     maps::{
-        FlowKey, MAGLEV_SLOTS, NO_BACKEND, SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DSR, flow_asked, program,
+        FlowKey, MAGLEV_SLOTS, NO_BACKEND, SERVICE_AFFINITY, SERVICE_ALLOW, SERVICE_DSR, flow_asked,
+        load_of_service, program,
     },
     nat, tcp,
 };
@@ -20,7 +21,7 @@ use lb_common::{
 use crate::{
     Outcome, choose, clock, handover,
     lookup::record,
-    maps::{HALF_OPEN, SERVICES, maglev},
+    maps::{HALF_OPEN, LOADS, SERVICES, maglev, table_in_use},
     tail_call,
 };
 
@@ -47,7 +48,9 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     }
     let by_address = service.flags & SERVICE_AFFINITY != 0;
     let hash = hash::client_of(&service.seed, &key.client, key.port, by_address);
+    let load = LOADS.get_ptr(load_of_service(number)).ok_or(Counter::TakeoverGrace)?;
     let mut search = Search {
+        table: table_in_use(load),
         slot: hash::slot(hash, MAGLEV_SLOTS).into(),
         service: number,
         port: key.port.get(),
@@ -76,6 +79,8 @@ fn asked(key: &FlowKey) -> u16 {
 struct Search {
     /// The client's slot. 64 bits, as in `walk`.
     slot: u64,
+    /// The service's table that counts.
+    table: u64,
     service: u16,
     /// The client's port.
     port: u16,
@@ -88,7 +93,7 @@ struct Search {
 extern "C" fn ask(number: u32, search: *mut c_void) -> i64 {
     // SAFETY: `handle` passes a pointer to its `Search`, to which nothing else refers during the call.
     let search = unsafe { &mut *search.cast::<Search>() };
-    let Some(table) = maglev(search.service) else { return 1 };
+    let Some(table) = maglev(search.service, search.table) else { return 1 };
     let slot = search.slot.wrapping_add(number as u64);
     let slot = if slot >= MAGLEV_SLOTS as u64 { slot.wrapping_sub(MAGLEV_SLOTS as u64) } else { slot };
     let Some(&backend) = table.slots.get(slot as usize) else { return 1 };

@@ -14,7 +14,7 @@ use lb_common::{
         Forward, Handshakes, Interface, LOAD_SLOTS, Layout, Lease, Load, MAGLEV_TABLES, MAX_ALLOW,
         MAX_BACKENDS, MAX_CLIENT_ROUTES, MAX_INTERFACES, MAX_SERVICES, MAX_VIPS, Maglev, PORT_TABLE_LEN,
         PORT_TABLE_SLOTS, Record, ReturnKey, SIGNALS_LEN, SUSPECT_SLOTS, Service, ServiceKey, Suspect, Ticks,
-        VipClaim, VipOnInterface, load_of_service,
+        VipClaim, VipOnInterface,
     },
     shortcut::Bucket,
 };
@@ -107,12 +107,16 @@ pub type PortTable = Array<Words<{ size_of::<Record>() / 4 }>, { PORT_TABLE_LEN 
 /// holds a map whose BTF value is a struct for another kind than one without BTF (`timer_off` in `bpf_map_meta_equal`).
 pub type Words<const LENGTH: usize> = [u32; LENGTH];
 
-/// The Maglev table of a service.
+/// Which Maglev table of a service counts; `load`: the service's.
 #[inline(always)]
-pub fn maglev(service: u16) -> Option<&'static Maglev> {
-    let load = LOADS.get_ptr(load_of_service(service))?;
+pub fn table_in_use(load: *const Load) -> u64 {
     // SAFETY: a live map value, of which one word is read.
-    let table = unsafe { (&raw const (*load).table).read_volatile() };
+    unsafe { (&raw const (*load).table).read_volatile() }
+}
+
+/// A Maglev table of a service.
+#[inline(always)]
+pub fn maglev(service: u16, table: u64) -> Option<&'static Maglev> {
     let words = MAGLEV.get_value(service as u32, &(table as u32))?;
     // SAFETY: the value has the size of a `Maglev`, and more than its alignment, as every map value. The agent writes nothing
     // else into it, and only while it does not count; should it count no longer since a moment, and be written, each number

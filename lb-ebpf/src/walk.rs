@@ -22,7 +22,7 @@ use lb_common::{
 use crate::{
     atomic, count,
     frame::forget,
-    maps::{CHOICE, LOADS, maglev},
+    maps::{CHOICE, LOADS, maglev, table_in_use},
     suspect,
 };
 
@@ -36,6 +36,8 @@ pub struct Choice {
     bound: u64,
     /// Where the walk begins: a slot, or a turn. 64 bits, since of a remainder of 32 the verifier forgets the upper half.
     start: u64,
+    /// The service's table that counts.
+    table: u64,
     /// The least loaded so far.
     best: Rank,
     service: u16,
@@ -74,6 +76,7 @@ pub fn choose(service: &Service, key: &FlowKey, hash: u64, near: u16, now: u64) 
     // SAFETY: a live map value; a copy of words that other CPUs change one by one.
     choice.k = unsafe { (*totals).flows(Window::at(now)) }.all() + 1;
     choice.start = start;
+    choice.table = table_in_use(totals);
     choice.service = key.service;
     choice.flags = service.flags;
     choice.best_number = NO_BACKEND;
@@ -87,8 +90,7 @@ pub fn choose(service: &Service, key: &FlowKey, hash: u64, near: u16, now: u64) 
     each(forget(walk + more).unwrap_or(0), ask);
     if under_way().is_some_and(|choice| choice.number == NO_BACKEND) {
         // From another one each time, so that equals take turns.
-        let live = maglev(key.service).map_or(0, |table| table.live_count);
-        each(if live > MAX_BACKENDS as u32 { MAX_BACKENDS as u32 } else { live }, rank);
+        each(MAX_BACKENDS as u32, rank);
         settle(Window::at(now));
     }
     let Some(choice) = under_way() else { return NONE };
@@ -135,7 +137,7 @@ fn each(count: u32, step: Step) {
 /// Asks the backend of the next slot, or of the next turn.
 extern "C" fn ask(number: u32, _nothing: *mut c_void) -> i64 {
     let Some(choice) = under_way() else { return 1 };
-    let Some(table) = maglev(choice.service) else { return 1 };
+    let Some(table) = maglev(choice.service, choice.table) else { return 1 };
     let Some(backend) = next(table, choice, number) else { return 1 };
     let Some(share) = table.shares.get(backend as usize) else { return 0 };
     let Some(load) = LOADS.get_ptr_mut(load_of_backend(backend)) else { return 0 };
@@ -210,10 +212,13 @@ fn is_spared(choice: &mut Choice, backend: u16) -> bool {
     is_suspect
 }
 
-/// Ranks a live backend.
+/// Ranks a live backend; returns 1 after the last.
 extern "C" fn rank(number: u32, _nothing: *mut c_void) -> i64 {
     let Some(choice) = under_way() else { return 1 };
-    let Some(table) = maglev(choice.service) else { return 1 };
+    let Some(table) = maglev(choice.service, choice.table) else { return 1 };
+    if number >= table.live_count {
+        return 1;
+    }
     let Some(place) = place(choice, number, table.live_count) else { return 1 };
     let Some(&backend) = table.live.get(place as usize) else { return 0 };
     let Some(share) = table.shares.get(backend as usize) else { return 0 };

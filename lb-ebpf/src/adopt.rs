@@ -50,8 +50,8 @@ pub fn handle(ctx: &XdpContext) -> Outcome {
     let hash = hash::client_of(&service.seed, &key.client, key.port, by_address);
     let load = LOADS.get_ptr(load_of_service(number)).ok_or(Counter::TakeoverGrace)?;
     let mut search = Search {
-        table: table_in_use(load),
         slot: hash::slot(hash, MAGLEV_SLOTS).into(),
+        table: table_in_use(load),
         service: number,
         port: key.port.get(),
         asked: asked(&key),

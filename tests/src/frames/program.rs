@@ -201,15 +201,20 @@ impl Program {
         self.table(service, &Table::new(slots, live));
     }
 
-    /// Swaps what a service's choices are made by.
+    /// Swaps what a service's choices are made by. It is in the last of its tables, which counts; the others are empty, so that
+    /// whoever reads another one finds nobody.
     pub fn table(&mut self, service: u16, of: &Table) {
+        let last = MAGLEV_TABLES as u32 - 1;
         let mut table = Array::<MapData, Maglev>::create(MAGLEV_TABLES as u32, 0).expect("Maglev tables");
         let mut value = Maglev::new_zeroed();
         of.write(&mut value);
-        (0..MAGLEV_TABLES as u32).for_each(|number| table.set(number, value, 0).expect("set"));
+        table.set(last, value, 0).expect("set");
         let mut maglev: ArrayOfMaps<_, Array<MapData, Maglev>> =
             self.ebpf.map_mut(name::MAGLEV).expect("maglev").try_into().expect("an array of maps");
         maglev.set(u32::from(service), &table, 0).expect("set");
+        let slot = load_of_service(service);
+        let load = self.whole_load(slot);
+        self.array(name::LOADS).set(slot, Load { table: last.into(), ..load }, 0).expect("set");
     }
 
     /// Lets the clients of a prefix connect to a service that has `SERVICE_ALLOW`.
@@ -248,7 +253,8 @@ impl Program {
     }
 
     pub fn set_load(&mut self, slot: u32, established: i64) {
-        self.array(name::LOADS).set(slot, Load { established, ..Load::default() }, 0).expect("set");
+        let table = self.whole_load(slot).table;
+        self.array(name::LOADS).set(slot, Load { established, table, ..Load::default() }, 0).expect("set");
     }
 
     /// Changes a service's entry.
